@@ -1,0 +1,70 @@
+"""``armvm check``: judges images against the specification, without booting them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from armvm.cli.report_options import add_report_arguments, deliver, outputs
+from armvm.errors import ArmvmError
+from armvm.execution import ExecutionState
+from armvm.printable import printable
+
+if TYPE_CHECKING:
+    from armvm.spec.verdict import Report
+
+DESCRIPTION = """Judge disk images against the VM System Specification for ARM Processors, without booting them.
+
+Every requirement is judged and reported, with evidence and remedy. Raw, qcow2, vmdk, vhdx, vhd and vdi images are
+recognised by their content. Exit code: 0 nothing that counts failed, 1 a requirement failed, 65 an image could not be
+read."""
+EXAMPLES = """  armvm check disk.qcow2
+  armvm check --format json *.img
+  armvm check --profile vmspec-2.0 --fail-on should -o json:report.json disk.img"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the verb takes."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a disk image or block device")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        default=[],
+        choices=[state.value for state in ExecutionState],
+        help="an execution state that the image has to serve; repeatable (default: any)",
+    )
+    parser.add_argument("--sector-size", type=int, choices=(512, 4096), help="the disk's sectors (default: found out)")
+    parser.add_argument(
+        "--allow-backing-files",
+        action="store_true",
+        help="follow a qcow2 image's backing file, if it lies below the image's own folder",
+    )
+    add_report_arguments(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Carry it out."""
+    files = outputs(options)
+    reports: list[Report] = []
+    unreadable: ArmvmError | None = None
+    for image in options.images:
+        try:
+            reports.append(_check(image, options))
+        except ArmvmError as error:
+            # The other images are judged all the same: one bad file must not hide what is wrong with the rest.
+            if len(options.images) == 1:
+                raise
+            print(f"armvm: {printable(error.message)}", file=sys.stderr)
+            unreadable = unreadable or error
+    code = deliver(reports, options, files)
+    return unreadable.exit_code if unreadable is not None else code
+
+
+def _check(image: str, options: argparse.Namespace) -> Report:
+    from armvm.disk.detect import open_disk
+    from armvm.image.check import check_image
+
+    states = [ExecutionState(state) for state in options.arch]
+    with open_disk(image, sector_size=options.sector_size, allow_backing_files=options.allow_backing_files) as disk:
+        return check_image(disk, profile=options.profile, states=states, name=image)

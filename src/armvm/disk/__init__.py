@@ -1,0 +1,1 @@
+"""Disks as layers of bytes: containers, partition tables, file systems."""

@@ -1,0 +1,1 @@
+"""UEFI firmware of virtual machines: finding it, and its variable store."""

@@ -1,0 +1,196 @@
+"""The values of well-known UEFI variables in words (UEFI 2.10 §3.3), printable and bounded; others in hex."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from armvm.errors import InputError
+from armvm.firmware.device_path import format_device_path, shown_hex
+from armvm.firmware.variables import Variable
+from armvm.guid import EFI_GLOBAL_VARIABLE
+from armvm.printable import printable
+
+_MOST_TEXT = 400
+_MOST_LISTED = 64
+
+IMAGE_SECURITY_DATABASE = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
+"""Vendor GUID of db, dbx, dbt and dbr (UEFI 2.10 §32.4.1, §32.6.1)."""
+
+_EDK2_SWITCHES = {
+    ("SecureBootEnable", UUID("f0a30bc7-af08-4556-99c4-001009c93a44")),
+    ("CustomMode", UUID("c076ec0c-7028-4399-a072-71ee5c448b9f")),
+    ("VendorKeysNv", UUID("9073e4e0-60ec-4b6e-9903-4c223c260f3c")),
+}
+
+_SIGNATURE_KINDS = {
+    UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072"): "X.509 certificates",
+    UUID("3bd2a492-96c0-4079-b420-fcf98ef103ed"): "hashes of X.509 certificates",
+    UUID("c1c41626-504c-4092-aca9-41f936934328"): "SHA-256 hashes",
+    UUID("3c5766e8-269c-4e34-aa14-ed776e85b3b6"): "RSA-2048 keys",
+}
+"""UEFI 2.10 §32.4.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOption:
+    """What a Boot#### variable says (UEFI 2.10 §3.1.3). ``description`` is as it stands: foreign text."""
+
+    attributes: int
+    description: str
+    device_path: bytes
+    optional_data: bytes
+
+    @property
+    def active(self) -> bool:
+        """Whether the boot manager tries it (LOAD_OPTION_ACTIVE)."""
+        return bool(self.attributes & 1)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether menus leave it out (LOAD_OPTION_HIDDEN)."""
+        return bool(self.attributes & 8)
+
+
+def parse_load_option(data: bytes) -> LoadOption:
+    """Read an EFI_LOAD_OPTION (UEFI 2.10 §3.1.3). Raises InputError when it is truncated."""
+    if len(data) < 6:
+        raise InputError(f"a load option of {len(data)} bytes", expected="at least 6")
+    attributes, path_bytes = struct.unpack_from("<IH", data)
+    end = next((at for at in range(6, len(data) - 1, 2) if data[at : at + 2] == b"\0\0"), None)
+    if end is None:
+        raise InputError("the load option's description has no end", offset_bytes=6)
+    path_at = end + 2
+    if path_at + path_bytes > len(data):
+        raise InputError("the load option's device path is truncated", offset_bytes=path_at)
+    return LoadOption(
+        attributes,
+        data[6:end].decode("utf-16-le", "surrogatepass"),
+        data[path_at : path_at + path_bytes],
+        data[path_at + path_bytes :],
+    )
+
+
+def describe(variable: Variable) -> str:
+    """The value in words, on one line, safe to print and bounded; in hex when its meaning is not known."""
+    describer = _describer(variable)
+    if describer is not None:
+        try:
+            text = describer(variable.data)
+        except (InputError, struct.error, UnicodeDecodeError):
+            pass  # not what its name promises: show what stands there
+        else:
+            return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "..."
+    return f"{shown_hex(variable.data)} ({len(variable.data)} byte{'' if len(variable.data) == 1 else 's'})"
+
+
+def format_time(timestamp: bytes) -> str | None:
+    """An EFI_TIME (UEFI 2.10 §8.3) as ``2024-05-01 12:00:00``; None when it is zero or no time."""
+    year, month, day, hour, minute, second = struct.unpack_from("<HBBBBB", timestamp)
+    if not (1900 <= year <= 9999 and 1 <= month <= 12 and 1 <= day <= 31):
+        return None
+    return f"{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
+
+
+def _describer(variable: Variable) -> Callable[[bytes], str] | None:
+    name, vendor = variable.key
+    if vendor == EFI_GLOBAL_VARIABLE:
+        if _LOAD_OPTION_NAME.fullmatch(name):
+            return _load_option
+        return _SIGNATURES.get(name) or _GLOBAL.get(name)
+    if vendor == IMAGE_SECURITY_DATABASE:
+        return _SIGNATURES.get(name)
+    return _switch if (name, vendor) in _EDK2_SWITCHES else None
+
+
+_LOAD_OPTION_NAME = re.compile(r"(?:Boot|Driver|SysPrep|PlatformRecovery|OsRecovery)[0-9A-Fa-f]{4}")
+
+
+def _load_option(data: bytes) -> str:
+    option = parse_load_option(data)
+    notes = [note for note, holds in (("inactive", not option.active), ("hidden", option.hidden)) if holds]
+    text = f"{printable(option.description)}: {format_device_path(option.device_path)}"
+    if option.optional_data:
+        notes.append(f"data {shown_hex(option.optional_data)}")
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _order(data: bytes) -> str:
+    if len(data) % 2:
+        raise InputError("a boot order of an odd number of bytes")
+    count = len(data) // 2
+    numbers = struct.unpack_from(f"<{min(count, _MOST_LISTED)}H", data)
+    return ", ".join(f"{number:04X}" for number in numbers) + (", ..." if count > _MOST_LISTED else "")
+
+
+def _option_number(data: bytes) -> str:
+    (number,) = struct.unpack("<H", data)
+    return f"{number:04X}"
+
+
+def _timeout(data: bytes) -> str:
+    (seconds,) = struct.unpack("<H", data)
+    return "waits for a key" if seconds == 0xFFFF else f"{seconds} s"
+
+
+def _switch(data: bytes) -> str:
+    (value,) = struct.unpack("<B", data)
+    return {0: "off", 1: "on"}.get(value, str(value))
+
+
+def _text(data: bytes) -> str:
+    return printable(data.rstrip(b"\0").decode("ascii"))
+
+
+def _indications(data: bytes) -> str:
+    (bits,) = struct.unpack("<Q", data)
+    names = [name for bit, name in enumerate(_INDICATIONS) if bits >> bit & 1]
+    unknown = bits >> len(_INDICATIONS) << len(_INDICATIONS)
+    return ", ".join([*names, hex(unknown)] if unknown else names) or "none"
+
+
+_INDICATIONS = (
+    "boot to firmware settings",
+    "timestamp revocation",
+    "file capsule delivery",
+    "firmware management capsule",
+    "capsule result variable",
+    "start OS recovery",
+    "start platform recovery",
+    "collect configuration as JSON",
+)
+"""Bits of OsIndications (UEFI 2.10 §8.5.4)."""
+
+
+def _signatures(data: bytes) -> str:
+    """How many signatures of which kinds a signature database holds (UEFI 2.10 §32.4.1)."""
+    counts: dict[str, int] = {}
+    offset = 0
+    while offset < len(data):
+        kind, list_bytes, header_bytes, signature_bytes = struct.unpack_from("<16sIII", data, offset)
+        content_bytes = list_bytes - 28 - header_bytes
+        if list_bytes < 28 or offset + list_bytes > len(data) or content_bytes < 0 or signature_bytes <= 16:
+            raise InputError("a broken signature list", offset_bytes=offset)
+        guid = UUID(bytes_le=kind)
+        name = _SIGNATURE_KINDS.get(guid, f"signatures of type {guid}")
+        counts[name] = counts.get(name, 0) + content_bytes // signature_bytes
+        offset += list_bytes
+    return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "empty"
+
+
+_GLOBAL: dict[str, Callable[[bytes], str]] = {
+    "Timeout": _timeout,
+    "OsIndications": _indications,
+    "OsIndicationsSupported": _indications,
+    **dict.fromkeys(("BootOrder", "DriverOrder", "SysPrepOrder"), _order),
+    **dict.fromkeys(("BootNext", "BootCurrent"), _option_number),
+    **dict.fromkeys(("Lang", "LangCodes", "PlatformLang", "PlatformLangCodes"), _text),
+    **dict.fromkeys(("ConIn", "ConOut", "ErrOut", "ConInDev", "ConOutDev", "ErrOutDev"), format_device_path),
+    **dict.fromkeys(("SecureBoot", "SetupMode", "AuditMode", "DeployedMode"), _switch),
+}
+_SIGNATURES: dict[str, Callable[[bytes], str]] = dict.fromkeys(
+    ("PK", "KEK", "db", "dbx", "dbt", "dbr", "PKDefault", "KEKDefault", "dbDefault", "dbxDefault"), _signatures
+)

@@ -1,0 +1,1 @@
+"""Portable images: facts, checks, building."""

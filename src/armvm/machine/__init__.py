@@ -1,0 +1,1 @@
+"""Machines as values, and the backends that run them."""

@@ -1,0 +1,53 @@
+"""Devices that come and go while a QEMU runs. What the guest makes of them only the guest can tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armvm.machine.qemu.command import SCSI_CONTROLLER
+from armvm.machine.qemu.session import QemuSession
+
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class HotDisk:
+    """A raw image to be added as a disk, read-only. ``port`` names a root port; None puts it behind the controller."""
+
+    name: str
+    path: Path
+    serial: str
+    port: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HotNic:
+    """A network card behind user-mode NAT, to be added at the root port ``port``."""
+
+    name: str
+    mac: str
+    port: str
+
+
+def attach(session: QemuSession, device: HotDisk | HotNic) -> None:
+    """Add ``device``. Raises MachineError when QEMU does not take it; that it does says nothing about the guest."""
+    backend = f"{device.name}-backend"
+    if isinstance(device, HotDisk):
+        file = {"driver": "file", "filename": str(device.path.absolute()), "read-only": True}
+        node = {"driver": "raw", "node-name": backend, "read-only": True, "file": file}
+        session.qmp.execute("blockdev-add", node, timeout_seconds=_SECONDS)
+        place = {"driver": "virtio-blk-pci", "bus": device.port}
+        if device.port is None:
+            place = {"driver": "scsi-hd", "bus": f"{SCSI_CONTROLLER}.0"}
+        options: dict[str, Any] = {**place, "drive": backend, "serial": device.serial}
+    else:
+        session.qmp.execute("netdev_add", {"type": "user", "id": backend}, timeout_seconds=_SECONDS)
+        options = {"driver": "virtio-net-pci", "bus": device.port, "netdev": backend, "mac": device.mac, "romfile": ""}
+    session.qmp.execute("device_add", {**options, "id": device.name}, timeout_seconds=_SECONDS)
+
+
+def request_detach(session: QemuSession, device: HotDisk | HotNic) -> None:
+    """Ask the guest to give ``device`` up; a DeviceGone event follows when it has. Raises MachineError on refusal."""
+    session.qmp.execute("device_del", {"id": device.name}, timeout_seconds=_SECONDS)

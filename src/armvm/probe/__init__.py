@@ -1,0 +1,1 @@
+"""What runs inside a virtual machine and says what it sees, and the reading of what it said."""

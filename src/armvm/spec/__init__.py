@@ -1,0 +1,1 @@
+"""The specification as data, and what a judgement is made of."""
