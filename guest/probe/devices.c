@@ -181,15 +181,23 @@ static void report_disks(void) {
 
 /* ---- network interfaces ---- */
 
-static bool set_up(const char *name) {
+/* Sets the interface up. The kernel announces a new interface a moment before its name can be found (it emits the event
+   inside register_netdevice): until the deadline, "no such device" is no answer yet. */
+static bool set_up(const char *name, long long deadline) {
     struct ifreq request = {0};
     int socket_ = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (socket_ < 0) socket_ = socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     snprintf(request.ifr_name, sizeof request.ifr_name, "%s", name);
     bool done = ioctl(socket_, SIOCGIFFLAGS, &request) == 0;
+    while (!done && errno == ENODEV && now_ms() < deadline) {
+        sleep_ms(5);
+        done = ioctl(socket_, SIOCGIFFLAGS, &request) == 0;
+    }
     request.ifr_flags |= IFF_UP;
     done = done && ioctl(socket_, SIOCSIFFLAGS, &request) == 0;
+    int error = errno;
     if (socket_ >= 0) close(socket_);
+    errno = error;
     return done;
 }
 
@@ -210,7 +218,7 @@ static void wait_for_link(const char *name, int wait_ms) {
 
 void put_net(const char *name, int wait_ms) {
     char text[NAME_SIZE], path[PATH_SIZE];
-    bool up = set_up(name);
+    bool up = set_up(name, now_ms() + wait_ms);
     int error = errno;
     if (up) wait_for_link(name, wait_ms);
     long long carrier = read_number("/sys/class/net/%s/carrier", name);
