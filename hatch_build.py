@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,8 +91,9 @@ class EfiBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 def build(sources: Path, output: Path) -> None:
     """Build every program for every state into ``output``, unless it holds the result of these very sources."""
     stamp = output / STAMP
+    inputs = inputs_digest(sources)  # before the compiler reads them: what changes meanwhile is built the next time
     names = [f"{program}-{state}.efi" for program in PROGRAMS for state in TARGETS]
-    if stamp.is_file() and stamp.read_text() == fingerprint(sources, output, names):
+    if stamp.is_file() and stamp.read_text() == fingerprint(inputs, output, names):
         return
     with tempfile.TemporaryDirectory(prefix="armvm-efi-") as scratch:
         for program, files in PROGRAMS.items():
@@ -102,15 +104,16 @@ def build(sources: Path, output: Path) -> None:
                 unfinished = output / f".{name}.{os.getpid()}"
                 unfinished.write_bytes(with_machine(built.read_bytes(), target.machine))
                 unfinished.replace(output / name)
-    stamp.write_text(fingerprint(sources, output, names))
+    stamp.write_text(fingerprint(inputs, output, names))
 
 
 def build_linux(sources: Path, output: Path) -> None:
     """Build every Linux program for every state into ``output``, unless it holds the result of these very sources."""
     output.mkdir(exist_ok=True)
     stamp = output / STAMP
+    inputs = inputs_digest(sources)  # before the compiler reads them: what changes meanwhile is built the next time
     names = [f"{program}-{state}" for program in LINUX_PROGRAMS for state in LINUX_TARGETS]
-    if stamp.is_file() and stamp.read_text() == fingerprint(sources, output, names):
+    if stamp.is_file() and stamp.read_text() == fingerprint(inputs, output, names):
         return
     with tempfile.TemporaryDirectory(prefix="armvm-linux-") as scratch:
         for program, folder in LINUX_PROGRAMS.items():
@@ -123,7 +126,7 @@ def build_linux(sources: Path, output: Path) -> None:
                 unfinished = output / f".{name}.{os.getpid()}"
                 unfinished.write_bytes(built.read_bytes())
                 unfinished.replace(output / name)
-    stamp.write_text(fingerprint(sources, output, names))
+    stamp.write_text(fingerprint(inputs, output, names))
 
 
 def _c_library_cache() -> Path | None:
@@ -136,11 +139,20 @@ def _c_library_cache() -> Path | None:
     return cache if os.access(cache, os.W_OK) else None
 
 
-def fingerprint(sources: Path, output: Path, names: list[str]) -> str:
-    """A digest of all that goes into the programs and of the programs themselves."""
-    digest = hashlib.sha256(version("ziglang").encode())
-    inputs = sorted(path for path in sources.rglob("*") if path.suffix in {".c", ".h"})
-    for path in (Path(__file__), VERSION_FILE, *inputs, *(output / name for name in names)):
+def inputs_digest(sources: Path) -> str:
+    """A digest of all that goes into the programs."""
+    files = (Path(__file__), VERSION_FILE, *sorted(path for path in sources.rglob("*") if path.suffix in {".c", ".h"}))
+    return _digest(version("ziglang"), files)
+
+
+def fingerprint(inputs: str, output: Path, names: list[str]) -> str:
+    """A digest of what went into the programs, ``inputs``, and of the programs themselves."""
+    return _digest(inputs, (output / name for name in names))
+
+
+def _digest(seed: str, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(seed.encode())
+    for path in files:
         content = path.read_bytes() if path.is_file() else b""
         digest.update(f"\0{path.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

@@ -20,7 +20,11 @@ apt_updated=
 apt_update() {
   [ -n "$apt_updated" ] && return
   say "apt-get update"
-  as_root apt-get update -q=2
+  # A mirror that is just being changed answers with lists that do not fit: ask again, then go on with what there is.
+  local _
+  for _ in 1 2 3; do
+    if as_root apt-get update -q=2 -o Acquire::Retries=3; then break; fi
+  done
   apt_updated=yes
 }
 
@@ -112,7 +116,10 @@ Dir::Cache "$root/cache";
 APT::Sandbox::User "root";
 CONF
   say "fetching $metapackage for $architecture into $root"
-  APT_CONFIG=$root/apt.conf apt-get update -q=2 2>/dev/null || return 1
+  local _
+  for _ in 1 2 3; do
+    if APT_CONFIG=$root/apt.conf apt-get update -q=2 -o Acquire::Retries=3 2>/dev/null; then break; fi
+  done
   package=$(APT_CONFIG=$root/apt.conf apt-cache depends "$metapackage" 2>/dev/null |
     sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
   [ -n "$package" ] || return 1

@@ -267,7 +267,7 @@ def test_an_exception_in_a_test_is_caught(name: str, machine: str, tmp_path: Pat
 def test_a_test_that_hangs_is_left_out_after_the_hosts_reset(tmp_path: Path) -> None:
     image = probe_image(tmp_path / "probe.img", "crash=pci\nskip=smbios,tables\n")
     machine = ProbeMachine(PLATFORMS["edk2-64"], image)
-    hung, first, second = decode(machine.run(reset_at='{"t":"test-begin","id":"pci"}'))
+    hung, first, second = decode(machine.run(reset_at='{"t":"test-begin","id":"pci"}\r\n'))
     assert list(hung.results) == list(TESTS[: TESTS.index("pci")])
     for run in (first, second):
         assert_whole(run, network="skipped", pci="crashed", smbios="skipped", tables="skipped")

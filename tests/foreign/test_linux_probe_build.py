@@ -51,7 +51,7 @@ def test_builds_only_what_has_changed(hook: ModuleType, tmp_path: Path, monkeypa
     shutil.copytree(ROOT / "src/armvm/probe/programs", out)
     sources = ROOT / "guest"
     names = [f"linux-probe-{state.value}" for state in ExecutionState]
-    (out / ".built").write_text(hook.fingerprint(sources, out, names))
+    (out / ".built").write_text(hook.fingerprint(hook.inputs_digest(sources), out, names))
     compiled: list[object] = []
     monkeypatch.setattr(hook, "_run_zig", lambda *arguments, **_: compiled.append(arguments))
     hook.build_linux(sources, out)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 _TIMEOUT_SECONDS = 300
+_UPDATES = 3
 
 
 def _cache() -> Path:
@@ -34,8 +35,8 @@ def foreign_package(architecture: str, *names: str) -> Path:
             if (root / name).is_dir():
                 return root / name
         environment = {**os.environ, "APT_CONFIG": str(_configure(root, architecture)), "LC_ALL": "C"}
-        if not (root / "state/lists/lock").exists():
-            _run(["apt-get", "update", "-q=2"], root, environment)
+        if not (root / "updated").exists():
+            _update(root, environment)
         for name in names:
             if "Candidate: " in _run(["apt-cache", "policy", f"{name}:{architecture}"], root, environment):
                 return _unpacked(name, architecture, root, environment)
@@ -59,6 +60,18 @@ def _configure(root: Path, architecture: str) -> Path:
         'APT::Sandbox::User "root";\n'
     )
     return path
+
+
+def _update(root: Path, environment: dict[str, str]) -> None:
+    """Fetch the package lists, again where a mirror is just being changed; what then still lacks shows below."""
+    command = ["apt-get", "update", "-q=2", "-o", "Acquire::Retries=3"]
+    for _ in range(_UPDATES):
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, check=False, timeout=_TIMEOUT_SECONDS
+        )
+        if done.returncode == 0:
+            (root / "updated").touch()
+            return
 
 
 def _unpacked(name: str, architecture: str, root: Path, environment: dict[str, str]) -> Path:
