@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from armvm.guest.assumptions_interfaces import NetworkFacts, by_address, by_name, is_concrete, network_facts
 from armvm.guest.assumptions_keyfiles import keyfile_assumptions, networkd_assumptions
@@ -48,7 +49,7 @@ def _ifupdown(text: GuestText, facts: NetworkFacts) -> Iterator[Assumption]:
         words = line.text.split()
         if words and (words[0] == "auto" or words[0].startswith("allow-")):
             names = [name for name in words[1:] if is_concrete(name)]
-            started.update(names)
+            started.update(names, (name.rpartition("=")[2] for name in words[1:] if "=" in name))
             new = _pattern_line(line.text, names) if patterns and len(names) == 1 else None
             for name in names:
                 say = (
@@ -58,8 +59,9 @@ def _ifupdown(text: GuestText, facts: NetworkFacts) -> Iterator[Assumption]:
     for line in lines:
         words = line.text.split()
         if len(words) > 1 and words[0] == "iface" and is_concrete(words[1]) and words[1] not in started:
-            say = "Start it by pattern: auto /e*=NAME, with iface NAME."
-            yield by_name(words[1], line, facts, remedy=say, replacement=None, rendered=_rendered(line))
+            # Nothing starts it at boot, so nothing fails.
+            say = f"Start it by pattern: auto /e*={words[1]}."
+            yield replace(by_name(words[1], line, facts, remedy=say, replacement=None), serious=False)
         elif len(words) > 1 and words[0] in ("bridge_ports", "bridge-ports", "bond-slaves", "slaves"):
             for name in filter(is_concrete, words[1:]):
                 yield by_name(name, line, facts, remedy="Match by regular expression.", replacement=None)
