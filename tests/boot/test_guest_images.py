@@ -28,8 +28,7 @@ def _boot(armvm: Armvm, guest: GuestImage, *options: str, until: str) -> str:
 @pytest.mark.parametrize(("state", "says"), [(AARCH64, "aarch64"), (AARCH32, "armv7l")])
 def test_the_good_guest_boots_to_its_marker(armvm: Armvm, guests: Path, state: ExecutionState, says: str) -> None:
     guest = good_guest(guests, state)
-    said = _boot(armvm, guest, "--arch", state.value, until=f"{READY} debian {says} mounts=ok swap=ok")
-    assert "EXT4-fs (vda2): mounted" in said
+    _boot(armvm, guest, "--arch", state.value, until=f"{READY} debian {says} mounts=ok swap=ok")
 
 
 def test_it_speaks_on_a_virtio_console_without_pci(armvm: Armvm, guests: Path) -> None:

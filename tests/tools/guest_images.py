@@ -37,7 +37,7 @@ ROOT_UUID = UUID("5f1b6c1e-6d1f-4b0e-9c55-0d5f2f4c1a01")
 SWAP_UUID = UUID("7d0cb2a4-3a52-4a31-8a4e-9b0d3a3e6b02")
 ESP_VOLUME_ID = 0x1A2B3C4D
 ROOT_LABEL = "rootfs"
-COMMAND_LINE = f"root=UUID={ROOT_UUID} ro console=ttyAMA0 console=hvc0"
+COMMAND_LINE = f"root=UUID={ROOT_UUID} ro quiet console=ttyAMA0 console=hvc0"
 TIMESTAMP = 1_700_000_000
 ESP_BYTES = 40 * MIB
 SWAP_BYTES = 2 * MIB

@@ -10,6 +10,7 @@ import gzip
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,8 @@ BOOT_MODULES = (
     *("xen_blkfront", "xen_netfront"),
 )
 """The drivers that the specification names and that Debian's kernels have as modules."""
-_ROOT_MODULES = (*BOOT_MODULES, "ext4", "vfat", "nls_ascii", "nls_cp437", "virtio_rng", "virtio_scsi")
+_FILE_SYSTEM = ("crc32c_generic", "ext4")  # built into some of Debian's kernels, modules of others
+_ROOT_MODULES = (*BOOT_MODULES, *_FILE_SYSTEM, "vfat", "nls_ascii", "nls_cp437", "virtio_rng", "virtio_scsi")
 _ARCHITECTURES = {ExecutionState.AARCH64: "arm64", ExecutionState.AARCH32: "armhf"}
 _APPLETS = (
     *(
@@ -65,7 +67,7 @@ done
 while read -r module; do modprobe -q "$module"; done < /conf/modules
 ROOT=$(echo "$ROOT" | sed 's,^/dev/disk/by-uuid/,UUID=,; s,^/dev/disk/by-label/,LABEL=,')
 tries=0
-while [ $tries -lt 100 ]; do
+while [ $tries -lt 20 ]; do
     case $ROOT in
         UUID=*|LABEL=*) device=$(findfs "$ROOT" 2>/dev/null) ;;
         *) device=$ROOT ;;
@@ -145,7 +147,9 @@ def module_tree(state: ExecutionState, *, root: bool, without: Collection[str] =
 
 @cache
 def _modules(state: ExecutionState, *, root: bool) -> tuple[ModuleFile, ...]:
-    found = find_kernel_modules(guest_kernel(state).kernel.modules, _ROOT_MODULES if root else BOOT_MODULES)
+    found = find_kernel_modules(
+        guest_kernel(state).kernel.modules, _ROOT_MODULES if root else (*BOOT_MODULES, *_FILE_SYSTEM)
+    )
     return tuple(each for each in found if each.path is not None)
 
 
@@ -167,7 +171,7 @@ def initrd(state: ExecutionState, *, without: Collection[str] = (), extra: Mappi
     files: dict[str, tuple[int, bytes]] = {
         "init": (0o100755, _INIT.encode()),
         "bin/busybox": (0o100755, busybox(state)),
-        "conf/modules": (0o100644, "".join(f"{name}\n" for name in BOOT_MODULES).encode()),
+        "conf/modules": (0o100644, "".join(f"{name}\n" for name in (*BOOT_MODULES, *_FILE_SYSTEM)).encode()),
         "conf/param.conf": (0o100644, b""),
         "conf/initramfs.conf": (0o100644, b"MODULES=most\nBUSYBOX=y\nCOMPRESS=gzip\n"),
     }
@@ -200,8 +204,10 @@ def grub(state: ExecutionState) -> bytes:
     if shutil.which("grub-mkimage") is None:
         pytest.fail("no grub-mkimage on this machine: ./test installs grub-common")
     folder = foreign_package("armhf", "grub-efi-arm-bin") / "usr/lib/grub/arm-efi"
-    command = ["grub-mkimage", "-O", "arm-efi", "-d", str(folder), "-p", "/EFI/debian", *_GRUB_MODULES]
-    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    command = ["grub-mkimage", "-O", "arm-efi", "-d", str(folder), "-p", "/EFI/debian"]
+    with tempfile.NamedTemporaryFile() as made:  # it cannot write to a pipe
+        subprocess.run([*command, "-o", made.name, *_GRUB_MODULES], check=True, capture_output=True, timeout=60)
+        return Path(made.name).read_bytes()
 
 
 @cache

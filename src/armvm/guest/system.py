@@ -155,7 +155,7 @@ def parse_os_release(lines: Sequence[PlacedLine]) -> OsRelease | None:
     for line in lines[:200]:
         key, equals, value = line.text.strip().partition("=")
         if equals and not key.startswith("#"):
-            values[key] = re.sub(r"\\(.)", r"\1", value.strip().strip("\"'"))[:200]
+            values[key] = re.sub(r"\\(.)", r"\1", _unquoted(value.strip()))[:200]
     name = values.get("NAME") or values.get("PRETTY_NAME") or values.get("ID")
     if not name:
         return None
@@ -166,6 +166,11 @@ def parse_os_release(lines: Sequence[PlacedLine]) -> OsRelease | None:
         pretty_name=values.get("PRETTY_NAME") or None,
         id_like=tuple(values.get("ID_LIKE", "").split()),
     )
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]
+    return value[1:-1] if quoted else value
 
 
 def parse_fstab(lines: Sequence[PlacedLine]) -> tuple[FstabEntry, ...]:
