@@ -167,7 +167,9 @@ class GuestImage:
         parents = [parent.as_posix() for parent in reversed(Path(path).parents) if parent.name]
         try:
             if path.startswith("/"):
-                commands = [*(f"mkdir {parent}" for parent in parents), f"rm {path}", f"write {source} {path}"]
+                # debugfs loses an inode when it is to make a folder that is there.
+                missing = [parent for parent in parents if not _run("debugfs", "-R", f"stat {parent}", self._root)]
+                commands = [*(f"mkdir {parent}" for parent in missing), f"rm {path}", f"write {source} {path}"]
                 self._debugfs(*commands)
             else:
                 for parent in parents:
