@@ -20,7 +20,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _boot(armvm: Armvm, guest: GuestImage, *options: str, until: str) -> str:
-    done = armvm("run", guest.path, *options, "--until", until, "--timeout", "120", timeout_seconds=150)
+    done = armvm("run", guest.path, *options, "--until", until, "--timeout", "200", timeout_seconds=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return done.stdout
 
