@@ -83,7 +83,7 @@ def _root_fault(word: str, value: str, disks: Disks, *, initrd: bool | None) -> 
     new = f"root={stable}" if stable is not None else None
     say = f"Name the root by what stands on it: {new or 'root=UUID=…'}."
     if name.assumes:
-        why = f"the root depends on {name.naming.value}, which is another one in another VM"
+        why = f"the root is named by {name.naming.value}: another VM has others"
         return WordFault(kind, why, word, new, say), None
     if name.naming is Naming.TAG:
         if find_device(name, disks.volumes) is None:
@@ -108,7 +108,7 @@ def _resume_fault(word: str, value: str, disks: Disks, *, prefix: str) -> WordFa
         swap = volume is not None and volume.content is not None and volume.content.kind == "swap"
         stable = disks.stable(name) if swap else None
         new = f"{prefix}{stable}" if stable else "" if prefix == "resume=" else f"{prefix}none"
-        why = f"the place to resume from depends on {name.naming.value}"
+        why = f"the place to resume from is named by {name.naming.value}: another VM has others"
         say = f"Write {new}." if new else "Take it away: a portable image has nothing to resume from."
         return WordFault(AssumptionKind.RESUME, why, word, new, say)
     if name.tag is not None and find_device(name, disks.volumes) is None and not may_be_hidden(name, disks.volumes):
@@ -186,7 +186,7 @@ def _settings(lines: Sequence[PlacedLine], disks: Disks, *, mend: bool) -> Itera
             fault = _resume_fault(word, value, disks, prefix=f"{name}=")
         elif name.upper() == "ROOT" and parse_device(value, kernel=True).assumes:
             stable = disks.stable(parse_device(value), root=True)
-            why = "the root depends on a device's name, which is another one in another VM"
+            why = "the root is named by driver and order of the disks: another VM has others"
             new = f"{name}={stable}" if stable else None
             fault = WordFault(AssumptionKind.ROOT, why, word, new, "Name the root by its UUID.")
         else:

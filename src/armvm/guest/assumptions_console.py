@@ -51,10 +51,7 @@ def _consoles(words: Sequence[str]) -> tuple[WordFault, ...]:
         return ()
     else:
         new = " ".join([last, *(f"console={device}" for device in missing)])
-        dead = " and ".join(SERVING[device] for device in missing)
-        why = (
-            f"{_named(devices)} hard-wired: {dead} stay{'s' if len(missing) == 1 and 'ttyAMA0' in missing else ''} dead"
-        )
+        why = f"{_named(devices)}: {left_dead(missing)}"
     return (
         WordFault(
             AssumptionKind.CONSOLE, why, last, new, f"Pass every console on the command line: {ALL_CONSOLES}.", shown
@@ -62,11 +59,18 @@ def _consoles(words: Sequence[str]) -> tuple[WordFault, ...]:
     )
 
 
+def left_dead(missing: Sequence[str]) -> str:
+    """What comes of a console that nobody names, in words."""
+    if len(missing) == len(SERVING):
+        return "pl011, virtio and Xen consoles stay dead"
+    return " and ".join(SERVING[device] for device in missing) + (
+        " stays dead" if "ttyAMA0" in missing else " stay dead"
+    )
+
+
 def _named(devices: set[str]) -> str:
     serial = sorted(device for device in devices if not device.startswith("tty") or not device[3:].isdigit())
-    if not serial:
-        return "a screen is"
-    return f"{serial[0][:40]} is" if len(serial) == 1 else "these consoles are"
+    return f"of consoles only {serial[0][:40]} is named" if len(serial) == 1 else "not every kind of console is named"
 
 
 def _early(words: Sequence[str]) -> tuple[WordFault, ...]:

@@ -81,12 +81,11 @@ def _devices(logins: Sequence[_Login], devices: set[str]) -> Iterator[Assumption
     missing = [device for device in SERVING if device not in devices]
     if not missing:
         return
-    dead = " and ".join(SERVING[device] for device in missing)
     for number, login in enumerate(logins):
         follows = re.sub(rf"\b{re.escape(login.device)}\b", "console", login.line.text)
         yield Assumption(
             AssumptionKind.LOGIN,
-            f"a login on {login.device} and none on {dead}",
+            f"a login on {login.device}, none on {', '.join(missing)}",
             login.line.where,
             printable(login.line.text.strip()),
             "Start the getty on console, which is the one that the kernel speaks on.",
@@ -102,12 +101,11 @@ def _openrc(text: GuestText) -> Iterator[Assumption]:
     missing = [device for device in SERVING if device not in devices]
     if not serial or not missing or "console" in devices:
         return
-    dead = " and ".join(SERVING[device] for device in missing)
     commands = " && ".join(f"ln -s agetty /etc/init.d/agetty.{each} && rc-update add agetty.{each}" for each in missing)
     for path in serial:
         yield Assumption(
             AssumptionKind.LOGIN,
-            f"a login on {path.rpartition('.')[2]} and none on {dead}",
+            f"a login on {path.rpartition('.')[2]}, none on {', '.join(missing)}",
             f"{text.files.name}, {printable(path)}",
             printable(path.rpartition("/")[2]),
             f"Add the others: {commands}.",
@@ -129,7 +127,7 @@ def _systemd(text: GuestText) -> Iterator[Assumption]:
         if generates:
             why = f"a login is asked for on {device}: where there is none, every boot waits for it"
         else:
-            why = f"a login on {device}, and none on {' and '.join(SERVING[each] for each in missing)}"
+            why = f"a login on {device}, none on {', '.join(missing)}"
         yield Assumption(
             AssumptionKind.LOGIN,
             why,

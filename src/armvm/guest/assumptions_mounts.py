@@ -46,7 +46,7 @@ def fstab_assumptions(fstab: Sequence[FstabEntry], disks: Disks) -> tuple[Assump
 
 def _by_device(entry: FstabEntry, name: DeviceName, disks: Disks) -> Assumption:
     stable = disks.stable(name, root=entry.mount_point == "/")
-    why = f"{_use(entry)} depends on {name.naming.value}, which is another one in another VM"
+    why = f"{_use(entry)} is named by {name.naming.value}: another VM has others"
     return Assumption(
         AssumptionKind.MOUNT,
         why,
@@ -85,7 +85,7 @@ def crypttab_assumptions(text: GuestText, disks: Disks) -> tuple[Assumption, ...
         found.append(
             Assumption(
                 AssumptionKind.ENCRYPTED,
-                f"{printable(fields[0])} depends on {name.naming.value}, which is another one in another VM",
+                f"{printable(fields[0])} is named by {name.naming.value}: another VM has others",
                 line.where,
                 printable(fields[1]),
                 f"Name it by {stable or 'UUID=… or PARTUUID=…'}.",
@@ -121,7 +121,7 @@ def _unit(line: PlacedLine, value: str, disks: Disks) -> Iterator[Assumption]:
     if stable is not None:
         tag, _, tail = stable.partition("=")
         new = f"What=/dev/disk/by-{tag.lower()}/{tail}"
-    why = f"what this unit mounts depends on {name.naming.value}"
+    why = f"what this unit mounts is named by {name.naming.value}: another VM has others"
     yield Assumption(
         AssumptionKind.MOUNT,
         why,

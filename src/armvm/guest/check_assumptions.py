@@ -56,4 +56,5 @@ def _expected(each: Assumption) -> str | None:
     gone = [word for word in before if word not in each.replacement.split()]
     if not new:
         return f"without {printable(' '.join(gone)[:_MOST_TEXT])}" if gone else None
-    return printable(" ".join(new)[:_MOST_TEXT])
+    shown = " ".join(new)[:_MOST_TEXT]
+    return printable(shown[:-1] if shown[-1:] in "\"'" and shown.count(shown[-1]) % 2 else shown)

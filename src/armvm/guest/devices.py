@@ -83,13 +83,13 @@ class Tag(enum.Enum):
 
 
 class Naming(enum.Enum):
-    """What a device's name depends on."""
+    """What a device is named by."""
 
-    TAG = "what stands on the disk"
-    MAPPED = "what device mapper or md read from the disk"
-    KERNEL = "the driver, and the order in which it found its disks"
-    PLACE = "the bus or the serial number of the disk"
-    NUMBER = "the device numbers that the kernel gave out"
+    TAG = "content"
+    MAPPED = "device mapper or md, which read it from the disk"
+    KERNEL = "driver and order of the disks"
+    PLACE = "place on a bus or serial number"
+    NUMBER = "device numbers"
     OTHER = "no disk"
 
 
@@ -210,9 +210,11 @@ def may_be_hidden(name: DeviceName, volumes: Volumes) -> bool:
         return not _is_guid(name.value)  # an MBR's signature: nothing says what it will be
     if name.tag is Tag.PARTLABEL:
         return False
-    if name.tag is Tag.UUID and not _is_guid(name.value):
-        return True  # the serial number of a FAT or NTFS, which is no UUID
     every = tuple(volumes)
+    # The serial number of a FAT is no UUID, and may not have been read.
+    unread = any(each.content is not None and each.content.kind == "vfat" and not each.content.uuid for each in every)
+    if name.tag is Tag.UUID and not _is_guid(name.value) and unread:
+        return True
     nested = any(each.partition is None for each in every)
     for each in every:
         kind = each.content.kind if each.content is not None else None

@@ -238,7 +238,7 @@ def test_the_verdict() -> None:
     entries = [boot_entry(GOOD)]
     bad = check_no_assumptions(system, entries, find_assumptions(system, entries, VOLUMES))
     assert bad.verdict is Verdict.FAIL
-    assert bad.message.startswith("2 assumptions, the first: / depends on the driver")
+    assert bad.message.startswith("2 assumptions, the first: / is named by driver and order of the disks")
     assert bad.evidence[0].where == "partition 2, /etc/fstab, line 1"
     assert bad.evidence[0].found.startswith("/dev/vda2 (")
     assert bad.evidence[0].expected == f"UUID={ROOT}"
