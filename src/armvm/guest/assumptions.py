@@ -1,0 +1,66 @@
+"""Everything that a guest takes for granted: what its command lines, mounts, consoles and network assume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from armvm.disk.files import FileSystem
+from armvm.guest.assumptions_boot import entry_assumptions, initrd_assumptions, source_assumptions
+from armvm.guest.assumptions_login import login_assumptions
+from armvm.guest.assumptions_mounts import crypttab_assumptions, fstab_assumptions, unit_assumptions
+from armvm.guest.assumptions_network import network_assumptions
+from armvm.guest.devices import Disks, Volumes
+from armvm.guest.facts import Assumption, AssumptionKind, BootEntry
+from armvm.guest.mounted import GuestFiles, GuestText
+from armvm.guest.system import GuestSystem
+from armvm.spec.verdict import Evidence
+
+_MOST_ASSUMPTIONS = 500
+_MOST_INITRDS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What was found, each once; and what could not be looked into, with the reason."""
+
+    found: tuple[Assumption, ...]
+    unread: tuple[Evidence, ...] = ()
+
+    @property
+    def serious(self) -> tuple[Assumption, ...]:
+        """Those that break the requirement."""
+        return tuple(each for each in self.found if each.serious)
+
+
+def find_assumptions(
+    system: GuestSystem | None,
+    entries: Sequence[BootEntry],
+    volumes: Volumes,
+    *,
+    initrds: Sequence[FileSystem] = (),
+) -> Assumptions:
+    """Look through the guest ``system`` and the boot ``entries`` that start it.
+
+    ``initrds`` are the entries' initial RAM disks, unpacked, under names that evidence can use.
+    """
+    disks = Disks(volumes, system.root if system is not None else None)
+    found, untold = entry_assumptions(entries, disks)
+    every, unread = list(found), list(untold)
+    for files in initrds[:_MOST_INITRDS]:
+        inside = GuestText(GuestFiles(files))
+        every += initrd_assumptions(inside, disks)
+        unread += inside.unread
+    if system is not None:
+        text = GuestText(system.files)
+        every += source_assumptions(text, disks)
+        every += fstab_assumptions(system.fstab, disks)
+        every += crypttab_assumptions(text, disks)
+        every += unit_assumptions(text, disks)
+        every += login_assumptions(text, system)
+        every += network_assumptions(text, entries)
+        unread += [*system.unread, *text.unread]
+    once: dict[tuple[AssumptionKind, str, str], Assumption] = {}
+    for each in every:
+        once.setdefault((each.kind, each.where, each.found), each)
+    return Assumptions(tuple(once.values())[:_MOST_ASSUMPTIONS], tuple(dict.fromkeys(unread)))
