@@ -247,7 +247,7 @@ class HttpFile:
         self._traffic.requests += 1
         here, origin = self._location, self._origin
         own = (here.scheme, here.host, here.port) == (origin.scheme, origin.host, origin.port)
-        return self._pools.request(
+        response = self._pools.request(
             "GET",
             here.url,
             headers={
@@ -262,9 +262,17 @@ class HttpFile:
             retries=False,
             timeout=Timeout(connect=self._limits.connect_seconds, read=self._limits.silence_seconds),
         )
+        if self._watchdog.expired:  # cut off among the header's fields, of which there are only some then
+            response.close()
+            raise self._too_slow()
+        return response
 
     def _redirected(self, target: str) -> Url:
-        new = self._parse(urljoin(self._location.url, target))._replace(auth=None, fragment=None)
+        try:
+            joined = urljoin(self._location.url, target)
+        except ValueError:
+            joined = ""
+        new = self._parse(joined)._replace(auth=None, fragment=None)
         if self._location.scheme == "https" and new.scheme != "https":
             raise self._error("the server redirects from https to plain http", hint=_DOWNLOAD)
         return new
