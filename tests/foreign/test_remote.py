@@ -102,7 +102,7 @@ def _debian_like(path: Path) -> int:
             file.seek(64 * MIB + number * 24 * MIB)
             file.write(block)
     table = f"label: gpt\nstart=1MiB, size={disk_images.ESP_BYTES // 1024}KiB, type=U\nstart=64MiB, type=L\n"
-    command = ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", raw]
+    command = ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(raw)]
     subprocess.run(command, input=table.encode(), check=True, capture_output=True, timeout=60)
     qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, path)
     raw.unlink()
@@ -157,7 +157,7 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = scattered_raw(root / "disk.img", MIB)
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    arguments = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    arguments = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *arguments], check=True, capture_output=True, timeout=60)
     away = "location /down { return 302 http://127.0.0.1:1/; }"
     with nginx(root, tmp_path / "nginx", server=away, tls=(certificate, key)) as server:

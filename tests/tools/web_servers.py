@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,15 +114,21 @@ class Request(BaseHTTPRequestHandler):
         assert match is not None, self.headers["Range"]
         return int(match[1]), min(int(match[2]) + 1, len(self.content))
 
-    def part(self, *, body: bytes | None = None, length: int | None = None, **headers: str | None) -> None:
-        """The range asked for, with header fields changed (``Content_Range=…``), or left out (None)."""
+    def part(
+        self,
+        headers: Mapping[str, str | None] | None = None,
+        *,
+        body: bytes | None = None,
+        length: int | None = None,
+    ) -> None:
+        """The range asked for, with header fields changed (``{"Content_Range": …}``), or left out (None)."""
         start, end = self.asked
         body = self.content[start:end] if body is None else body
         fields: dict[str, str | None] = {
             "Content_Range": f"bytes {start}-{end - 1}/{len(self.content)}",
             "Content_Length": str(len(body) if length is None else length),
             "ETag": '"one"',
-            **headers,
+            **(headers or {}),
         }
         self.answer(206, body, **fields)
 

@@ -163,6 +163,6 @@ class _Reader(io.RawIOBase):
         self._left -= length
         if size < 0 or length > _MOST_AT_ONCE_BYTES or self._left < 0:
             raise ValueError("a header of absurd size")
-        content = self._disk.read(self._position, length)
+        content = self._disk.read(self._position, length) if length else b""
         self._position += length
         return content

@@ -167,8 +167,9 @@ def _open_within(file: BaseDisk, format: str) -> BaseDisk:
     from armvm.disk.foreign import ForeignDisk
     from armvm.disk.temporary import TemporaryDisk, unpack_disk
 
-    with file if isinstance(file, TemporaryDisk) else unpack_disk(file) as unpacked:
-        return ForeignDisk(unpacked.path, format, name=file.name)
+    with file, ExitStack() as opened:
+        unpacked = file if isinstance(file, TemporaryDisk) else opened.enter_context(unpack_disk(file))
+        return ForeignDisk(unpacked.path, format, name=file.name)  # QEMU has it open by then, and needs no name
 
 
 def _detect(file: BaseDisk) -> str | Wrapping:

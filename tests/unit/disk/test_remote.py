@@ -35,7 +35,7 @@ def _answer(status: int, body: bytes = b"", **headers: str | None) -> Answer:
 
 
 def _other(**headers: str | None) -> Answer:
-    return lambda request: request.part(**headers)
+    return lambda request: request.part(headers)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def _drip_body(request: Request) -> None:
 
 
 def _endless(request: Request) -> None:
-    request.part(body=b"", Content_Length=None)
+    request.part({"Content_Length": None}, body=b"")
     while True:
         request.wfile.write(bytes(65536))
 
@@ -102,7 +102,7 @@ def _around(request: Request) -> None:
 
 
 def _changed_range(change: Callable[[int, int], str]) -> Answer:
-    return lambda request: request.part(Content_Range=change(*request.asked))
+    return lambda request: request.part({"Content_Range": change(*request.asked)})
 
 
 @pytest.mark.parametrize(
