@@ -353,28 +353,22 @@ def test_archives_that_lie(tmp_path: Path) -> None:
     sparse[483:495] = b"00000001000\0"
     sparse[148:156] = b" " * 8
     sparse[148:156] = b"%06o\0 " % sum(sparse)
-    for number, content in enumerate(
-        (
-            header(b"x", huge, b"0"),
-            header(b"x", negative, b"0"),
-            header(b"x", huge, b"L"),
-            header(b"x", huge, b"x"),
-            header(b"x", b"77777777777\0", b"g"),
-            header(b"x", b"00000000010\0", b"L") * 4000,
-            header(b"x", b"00000000020\0", b"x")
-            + b"16 GNU.sparse.=1\n".ljust(512, b"\0")
-            + header(b"y", b"0" * 11 + b"\0", b"0"),
-            bytes(sparse),
-        )
+    for content, message in (
+        (header(b"x", huge, b"0"), "unexpected end of data"),
+        (header(b"x", negative, b"0"), "before the archive's start"),
+        (header(b"x", huge, b"L"), "headers of absurd size"),
+        (header(b"x", huge, b"x"), "headers of absurd size"),
+        (header(b"x", b"77777777777\0", b"g"), "headers of absurd size"),
+        (header(b"x", b"00000000010\0", b"L") * 4000, "headers follow on headers"),
+        (bytes(sparse), "map of a sparse file contradicts itself"),
     ):
         path = tmp_path / "lie.tar"
         with path.open("wb") as file:
             file.write(content)
             file.truncate(64 * MIB)
         start = time.monotonic()
-        with pytest.raises(InputError):
-            open_disk(path).close()
-            raise AssertionError(f"archive {number} was opened")
+        with pytest.raises(InputError, match=message):
+            open_disk(path)
         assert time.monotonic() - start < 5
 
 

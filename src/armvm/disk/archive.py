@@ -20,7 +20,6 @@ CLOUD_NAME = "disk.raw"
 _MOST_MEMBERS = 256
 _MOST_READ_BYTES = 16 * MIB
 """How much of headers and sparse maps is read."""
-_MOST_AT_ONCE_BYTES = MIB
 _SHOWN_NAMES = 6
 
 _Piece = tuple[int, int, int]
@@ -104,6 +103,8 @@ def _members(archive: BaseDisk) -> list[tarfile.TarInfo]:
                     found.append(member)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, EOFError) as error:
         said = printable(str(error)[:200]) or type(error).__name__
+        if isinstance(error, RecursionError):
+            said = "headers follow on headers without end"
         raise InputError(
             f"is no sound tar archive: {said}", subject=archive.name, offset_bytes=reader.tell()
         ) from error
@@ -161,8 +162,8 @@ class _Reader(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         length = max(min(size, self._disk.size_bytes - self._position), 0)
         self._left -= length
-        if size < 0 or length > _MOST_AT_ONCE_BYTES or self._left < 0:
-            raise ValueError("a header of absurd size")
+        if size < 0 or self._left < 0:
+            raise ValueError("headers of absurd size")
         content = self._disk.read(self._position, length) if length else b""
         self._position += length
         return content
