@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 DESCRIPTION = """Judge disk images against the VM System Specification for ARM Processors, without booting them.
 
 Every requirement is judged and reported, with evidence and remedy. Raw, qcow2, vmdk, vhdx, vhd and vdi images are
-recognised by their content. Exit code: 0 nothing that counts failed, 1 a requirement failed, 65 an image could not be
-read."""
+recognised by their content, also compressed (gz, xz, zst, bz2, lz4) and in a tar archive. Raw and qcow2 images on a
+server (https://, http://, s3://, gs:// …) are read where they are, and only what is needed of them. Exit code: 0
+nothing that counts failed, 1 a requirement failed, 65 an image could not be read."""
 EXAMPLES = """  armvm check disk.qcow2
+  armvm check https://example.org/disk.qcow2
   armvm check --format json *.img
   armvm check --profile vmspec-2.0 --fail-on should -o json:report.json disk.img"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a disk image or block device")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a disk image, a block device, or a URL")
     parser.add_argument(
         "--arch",
         action="append",
@@ -62,9 +64,21 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _check(image: str, options: argparse.Namespace) -> Report:
+    from armvm.cli.terminal import say_traffic, steps
     from armvm.disk.detect import open_disk
+    from armvm.disk.remote import shown_name
     from armvm.image.check import check_image
 
     states = [ExecutionState(state) for state in options.arch]
-    with open_disk(image, sector_size=options.sector_size, allow_backing_files=options.allow_backing_files) as disk:
-        return check_image(disk, profile=options.profile, states=states, name=image)
+    name = shown_name(image)
+    with steps(quiet=options.quiet) as progress:
+        disk = open_disk(
+            image,
+            sector_size=options.sector_size,
+            allow_backing_files=options.allow_backing_files,
+            progress=progress,
+        )
+    with disk:
+        report = check_image(disk, profile=options.profile, states=states, name=name)
+    say_traffic(disk.traffic, quiet=options.quiet, name=name if len(options.images) > 1 else None)
+    return report

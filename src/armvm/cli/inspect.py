@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from armvm.cli.terminal import stdout_style
+from armvm.cli.terminal import say_traffic, stdout_style, steps
 from armvm.printable import printable
 from armvm.units import format_size
 
@@ -19,12 +19,13 @@ SCHEMA = "armvm.inspect/1"
 DESCRIPTION = """Say what a disk image holds, without judging it: container, sizes, partitions, file systems, boot
 programs, kernels and their command lines."""
 EXAMPLES = """  armvm inspect disk.qcow2
-  armvm inspect --json disk.img"""
+  armvm inspect --json disk.img
+  armvm inspect https://example.org/disk.qcow2"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the verb takes."""
-    parser.add_argument("image", metavar="IMAGE", help="a disk image or block device")
+    parser.add_argument("image", metavar="IMAGE", help="a disk image, a block device, or a URL")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--sector-size", type=int, choices=(512, 4096), help="the disk's sectors (default: found out)")
     parser.add_argument(
@@ -37,12 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Carry it out."""
     from armvm.disk.detect import open_disk
+    from armvm.disk.remote import shown_name
     from armvm.image.inspect import inspect_image
 
-    with open_disk(
-        options.image, sector_size=options.sector_size, allow_backing_files=options.allow_backing_files
-    ) as disk:
-        facts = inspect_image(disk, name=options.image)
+    with steps(quiet=options.quiet) as progress:
+        disk = open_disk(
+            options.image,
+            sector_size=options.sector_size,
+            allow_backing_files=options.allow_backing_files,
+            progress=progress,
+        )
+    with disk:
+        facts = inspect_image(disk, name=shown_name(options.image))
+    say_traffic(disk.traffic, quiet=options.quiet)
     if options.json:
         print(json.dumps(_as_json(facts), indent=2))
     else:

@@ -121,7 +121,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.disk.detect import open_disk
     from armvm.firmware.discovery import find_firmware
 
-    disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size))
+    disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
     state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
     machine = Machine(
         state=state,

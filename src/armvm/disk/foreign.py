@@ -43,18 +43,22 @@ _LAUNCH = (
 class ForeignDisk(BaseDisk):
     """The image at ``path``, in one of FORMATS, served by a qemu-nbd that lives as long as this disk.
 
+    ``name`` is what messages call it (default: the path); the file is not needed by that path once this is made.
     Raises InputError when QEMU cannot read the image or it needs other files, MissingError when a program is missing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], format: str, *, sector_size: int = 512) -> None:
-        name = os.fspath(path)
-        with RawDisk(path) as file:  # judges what kind of file it is before QEMU opens it
+    def __init__(
+        self, path: str | os.PathLike[str], format: str, *, sector_size: int = 512, name: str | None = None
+    ) -> None:
+        path = os.fspath(path)
+        name = path if name is None else name
+        with RawDisk(path, name=name) as file:  # judges what kind of file it is before QEMU opens it
             if format == "vmdk":
                 _refuse_vmdk_descriptor(file)
             elif format == "vpc":
                 _refuse_vhd_difference(file)
-        node = _node(name, format)
-        _refuse_other_files(node, name, format)
+        node = _node(path, format)
+        _refuse_other_files(node, path, name, format)
         self._server = _Server(node, name)
         super().__init__(name, format, self._server.client.size_bytes, sector_size)
 
@@ -103,32 +107,32 @@ def _refuse_vhd_difference(file: RawDisk) -> None:
             )
 
 
-def _node(name: str, format: str) -> str:
+def _node(path: str, format: str) -> str:
     """The image as QEMU's options: this file and no other, this format, nothing written and nothing locked."""
     try:
-        name.encode()
+        path.encode()
     except UnicodeEncodeError:
-        raise InputError("QEMU cannot be told a file name that is not UTF-8", subject=name) from None
+        raise InputError("QEMU cannot be told a file name that is not UTF-8", subject=path) from None
     return "json:" + json.dumps(
         {
             "driver": format,
             "read-only": True,
             "force-share": True,
             "backing": None,
-            "file": {"driver": "file", "filename": str(Path(name).absolute())},
+            "file": {"driver": "file", "filename": str(Path(path).absolute())},
         }
     )
 
 
-def _refuse_other_files(node: str, name: str, format: str) -> None:
+def _refuse_other_files(node: str, path: str, name: str, format: str) -> None:
     try:
         completed = run("qemu-img", ["info", "--output=json", node], timeout_seconds=_TIMEOUT_SECONDS)
         info: dict[str, Any] = json.loads(completed.stdout)
         extents = info.get("format-specific", {}).get("data", {}).get("extents", [])
-        others = [extent["filename"] for extent in extents if extent["filename"] != str(Path(name).absolute())]
+        others = [extent["filename"] for extent in extents if extent["filename"] != str(Path(path).absolute())]
         others += [info[key] for key in ("backing-filename", "full-backing-filename") if key in info]
     except ProgramError as error:
-        said = printable(error.stderr.strip().replace(node, name)) or error.message
+        said = printable(error.stderr.strip().replace(node, name).replace(path, name)) or error.message
         raise InputError(f"QEMU cannot read it as {format}: {said}", subject=name) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("qemu-img describes it in a way that armvm does not understand", subject=name) from error

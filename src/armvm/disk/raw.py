@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from armvm.disk.storage import BaseDisk, Extent
@@ -23,22 +24,26 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 class RawDisk(BaseDisk):
     """A regular file or a block device as a disk; with ``offset`` and ``size_bytes``, a window of it.
 
+    ``path`` may also be a file that is open already; it is closed with the disk, and needs a ``name``.
     Raises InputError when ``path`` cannot be opened, is of another kind, or is too small for the window.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | FileIO,
         *,
         sector_size: int = 512,
         offset: int = 0,
         size_bytes: int | None = None,
         name: str | None = None,
     ) -> None:
-        path = os.fspath(path)
-        name = path if name is None else name
-        # A file object owns the descriptor, so that a disk that nobody closed is reported and closed.
-        self._file = os.fdopen(_open(path, name), "rb", buffering=0)
+        if isinstance(path, FileIO):
+            self._file, name = path, name or str(path.name)
+        else:
+            path = os.fspath(path)
+            name = path if name is None else name
+            # A file object owns the descriptor, so that a disk that nobody closed is reported and closed.
+            self._file = os.fdopen(_open(path, name), "rb", buffering=0)
         whole = self._file.seek(0, os.SEEK_END)  # st_size is 0 for a block device
         if offset < 0 or offset + (size_bytes or 0) > whole:
             self._file.close()

@@ -19,6 +19,15 @@ class Extent:
     data: bool
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What a network was asked for so far, for a file of ``size_bytes``: bytes of content received, requests sent."""
+
+    size_bytes: int = 0
+    transferred_bytes: int = 0
+    requests: int = 0
+
+
 @runtime_checkable
 class Disk(Protocol):
     """A disk as a VM sees it. Reading is lazy and never goes outside ``[0, size_bytes)``."""
@@ -64,6 +73,9 @@ class Disk(Protocol):
 
 class BaseDisk:
     """What all disks have in common: bounds before every read, and the context manager."""
+
+    traffic: Traffic | None = None
+    """What was asked of a network for it; None where its bytes are on this machine."""
 
     def __init__(self, name: str, format: str, size_bytes: int, sector_size: int = 512) -> None:
         self.name = name

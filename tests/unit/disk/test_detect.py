@@ -56,11 +56,11 @@ def test_formats_by_content_never_by_name(tmp_path: Path, format: str, options: 
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (gzip.compress(b"x"), "compressed with gzip", "gunzip"),
-        (lzma.compress(b"x"), "compressed with xz", "unxz"),
-        (zstandard.compress(b"x"), "compressed with zstd", "unzstd"),
-        (bz2.compress(b"x"), "compressed with bzip2", "bunzip2"),
-        (b"\x04\x22\x4d\x18" + bytes(20), "compressed with lz4", "unlz4"),
+        (gzip.compress(b"x"), "compressed with gzip", "gzip -d"),
+        (lzma.compress(b"x"), "compressed with xz", "xz -d"),
+        (zstandard.compress(b"x"), "compressed with zstd", "zstd -d"),
+        (bz2.compress(b"x"), "compressed with bzip2", "bzip2 -d"),
+        (b"\x04\x22\x4d\x18" + bytes(20), "compressed with lz4", "lz4 -d"),
         (_zip(), "a zip archive", "unpack"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(20), "a 7z archive", "unpack"),
         (_tar(), "a tar archive", "unpack"),
@@ -77,8 +77,10 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, what: str, hi
     path = tmp_path / "disk.img"
     path.write_bytes(content)
     with pytest.raises(InputError, match=what) as caught:
-        open_disk(path)
+        open_disk(path, in_place=True)
     assert hint in (caught.value.hint or "")
+    with pytest.raises(InputError, match=what):
+        detect_format(path)
     with open_disk(path, format="raw") as disk:
         assert disk.read(0, len(content)) == content
 
