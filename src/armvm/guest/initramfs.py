@@ -111,21 +111,27 @@ class Initramfs(BaseFileSystem):
     def _next_segment(self, disk: Disk, offset: int, keep: Callable[[str, int], bool]) -> int | None:
         """Read the segment at ``offset`` or behind the zeros there; the offset behind it, or None at the end."""
         try:
-            offset = _skip_zeros(disk, offset)
-            if offset >= disk.size_bytes:
-                return None
-            head = disk.read(offset, min(9, disk.size_bytes - offset))
-            compression = None if head[:6] in MAGICS else recognise(head)
-            if compression is None and (head[:6] not in MAGICS or offset % 4):
-                what = "no cpio archive, or of a compression that Linux does not have" if not offset else "junk"
-                raise InputError(what, subject=disk.name, offset_bytes=offset, found=printable(repr(head)[2:-1]))
-            if len(self.segments) >= _MOST_SEGMENTS:
-                raise InputError("has too many parts", subject=disk.name, expected=f"at most {_MOST_SEGMENTS}")
-            return self._segment(Segment(disk, offset, compression), keep)
+            segment = self._segment_at(disk, offset)
+            return None if segment is None else self._segment(segment, keep)
         except (InputError, MissingError) as error:
             self.complete = False
             self._problem("initrd-unreadable", f"a part of the initial RAM disk cannot be read: {_said(error)}", disk)
             return None
+
+    def _segment_at(self, disk: Disk, offset: int) -> Segment | None:
+        """What begins at ``offset`` or behind the zeros there; None at the end."""
+        offset = _skip_zeros(disk, offset)
+        if offset >= disk.size_bytes:
+            return None
+        head = disk.read(offset, min(9, disk.size_bytes - offset))
+        plain = head[:6] in MAGICS and not offset % 4
+        compression = None if plain else recognise(head)
+        if compression is None and not plain:
+            what = "junk" if offset else "no cpio archive, or of a compression that Linux does not have"
+            raise InputError(what, subject=disk.name, offset_bytes=offset, found=printable(repr(head)[2:-1]))
+        if len(self.segments) >= _MOST_SEGMENTS:
+            raise InputError("has too many parts", subject=disk.name, expected=f"at most {_MOST_SEGMENTS}")
+        return Segment(disk, offset, compression)
 
     def _segment(self, segment: Segment, keep: Callable[[str, int], bool]) -> int:
         stream, member = segment.stream(most_bytes=MOST_UNPACKED_BYTES - self.unpacked_bytes)
@@ -135,7 +141,7 @@ class Initramfs(BaseFileSystem):
             for entry in read_archives(stream, self._wanted(keep), name=segment.disk.name):
                 self._count += 1
                 if self._count > MOST_ENTRIES:
-                    raise InputError("has too many files", subject=segment.disk.name, expected=f"at most {MOST_ENTRIES}")
+                    raise InputError("has too many files", subject=self.name, expected=f"at most {MOST_ENTRIES}")
                 self._add(entry, segment)
         finally:
             self.unpacked_bytes += stream.position
@@ -164,7 +170,7 @@ class Initramfs(BaseFileSystem):
         path = join(entry.name)
         if path == "/":
             return
-        if "/.." in path and ".." in path.split("/") or path.count("/") > _MOST_DEPTH:
+        if ("/.." in path and ".." in path.split("/")) or path.count("/") > _MOST_DEPTH:
             self._problem("initrd-path", f"a path that leads out, or too deep: {printable(path[:200])}", segment.disk)
             return
         above, _, name = path.rpartition("/")

@@ -1,4 +1,4 @@
-"""A Linux kernel's configuration, as the file ``config-RELEASE`` has it and as CONFIG_IKCONFIG puts it into the kernel."""
+"""A Linux kernel's configuration, as the file ``config-RELEASE`` has it and, with CONFIG_IKCONFIG, the kernel."""
 
 from __future__ import annotations
 
