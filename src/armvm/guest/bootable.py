@@ -105,7 +105,8 @@ def load_kernel(
     whole = _is_whole_system(entry, initramfs, root)
     root = None if whole else root
     release = _tried(lambda: _release(entry, kernel, initramfs, root), problems, entry.kernel_where)
-    config = _config(release, [*boot, *([root] if root is not None else [])], kernel, problems)
+    places = [*boot, root] if root is not None and all(files is not root for files in boot) else boot
+    config = _config(release, places, kernel, problems)
     return BootableKernel(
         title=entry.title,
         state=kernel.state if kernel is not None else entry.state,

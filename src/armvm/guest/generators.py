@@ -73,6 +73,7 @@ def _known_by(files: FileSystem, marks: Mapping[Generator, tuple[str, ...]]) -> 
 def command_to_add(generator: Generator | None, modules: Iterable[str]) -> str:
     """What has to be done in the guest so that ``modules`` get into its initial RAM disks, as one sentence."""
     names = " ".join(modules)
+    together = names.replace(" ", ", ")
     match generator:
         case Generator.INITRAMFS_TOOLS:
             lines = "\\n".join(names.split())
@@ -88,14 +89,13 @@ def command_to_add(generator: Generator | None, modules: Iterable[str]) -> str:
                 " > /etc/mkinitcpio.conf.d/portable.conf && mkinitcpio -P"
             )
         case Generator.MKINITFS:
-            paths = "\\n".join(f"kernel/drivers/*/{name}.ko*" for name in names.split())
+            paths = "\\n".join(f"kernel/drivers/*/{name.replace('_', '?')}.ko*" for name in names.split())
             return (
                 f"In the guest: printf '{paths}\\n' > /etc/mkinitfs/features.d/portable.modules, add portable to the"
                 " features in /etc/mkinitfs/mkinitfs.conf, and run mkinitfs for each kernel"
             )
         case Generator.BOOSTER:
             return (
-                f"In the guest: echo 'modules: {names.replace(' ', ',')}' >> /etc/booster.yaml"
-                " && /usr/lib/booster/regenerate_images"
+                f"In the guest: echo 'modules: {together}' >> /etc/booster.yaml && /usr/lib/booster/regenerate_images"
             )
-    return f"Make the initial RAM disk anew with the modules {names} and what they need."
+    return f"Make the initial RAM disk anew with {together} in it, and all modules needed for that."
