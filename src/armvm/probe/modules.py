@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from armvm.disk.decompress import Member
+from armvm.disk.storage import MemoryDisk
 from armvm.errors import InputError
 from armvm.printable import printable
 from armvm.units import MIB
@@ -21,7 +23,8 @@ _MOST_FILES = 50_000
 _MOST_MODULES = 128
 _MOST_SECTIONS = 4096
 _MOST_SECTION_BYTES = MIB
-_SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
+MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
+"""How the names of module files end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,10 @@ def find_kernel_modules(folder: Path, wanted: Sequence[str]) -> tuple[ModuleFile
     out. Raises InputError when ``folder`` holds no modules, or a file in it is damaged.
     """
     files = _module_files(folder)
-    builtin = {_name_of(line) for line in _lines(folder / "modules.builtin")}
+    builtin = {module_name(line) for line in _lines(folder / "modules.builtin")}
     known = _dependencies(folder)
     ordered: dict[str, ModuleFile] = {}
-    for name in map(_normal, wanted):
+    for name in map(normal_name, wanted):
         if name in builtin:
             continue
         if name in files:
@@ -79,50 +82,17 @@ def _add(
 def read_module(path: Path) -> bytes:
     """A module's content, decompressed. Raises InputError when it cannot be read or is larger than 64 MiB."""
     packed = _read(path, MOST_MODULE_BYTES)
-    name = str(path)
-    if path.suffix == ".ko":
-        return packed
-    try:
-        content = _decompressed(packed, path.suffix)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"a compressed module that cannot be read: {printable(str(error))}", subject=name) from error
-    if len(content) > MOST_MODULE_BYTES:
-        raise InputError("larger than any module", subject=name, expected=f"at most {MOST_MODULE_BYTES} bytes")
-    return content
+    return packed if path.suffix == ".ko" else unpack_module(packed, str(path))
 
 
-def _decompressed(packed: bytes, suffix: str) -> bytes:
-    """At most one byte more than a module may have. Raises OSError, EOFError or ValueError for damaged data."""
-    import io
-
-    stream = io.BytesIO(packed)
-    if suffix == ".gz":
-        import gzip
-        import zlib
-
-        try:
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                return unpacked.read(MOST_MODULE_BYTES + 1)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-    if suffix == ".xz":
-        import lzma
-
-        try:
-            decoder = lzma.LZMADecompressor(memlimit=128 * MIB)
-            content = decoder.decompress(packed, max_length=MOST_MODULE_BYTES + 1)
-        except lzma.LZMAError as error:
-            raise ValueError(str(error)) from error
-        if not decoder.eof and len(content) <= MOST_MODULE_BYTES:
-            raise EOFError("it is cut off")
-        return content
-    import zstandard
-
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=128 * MIB).stream_reader(stream) as reader:
-            return reader.read(MOST_MODULE_BYTES + 1)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
+def unpack_module(packed: bytes, name: str) -> bytes:
+    """A compressed module's content. Raises InputError, with ``name``, when it is damaged or larger than 64 MiB."""
+    pieces = bytearray()
+    for piece in Member(MemoryDisk(packed, name=name)):
+        pieces += piece
+        if len(pieces) > MOST_MODULE_BYTES:
+            raise InputError("larger than any module", subject=name, expected=f"at most {MOST_MODULE_BYTES} bytes")
+    return bytes(pieces)
 
 
 def _module_files(folder: Path) -> dict[str, Path]:
@@ -136,8 +106,8 @@ def _module_files(folder: Path) -> dict[str, Path]:
             raise InputError(f"more than {_MOST_FILES} files", subject=str(folder), expected="a lib/modules/RELEASE")
         replaces = Path(top).relative_to(folder).parts[:1] in {("updates",), ("extra",)}
         for name in sorted(names):
-            if name.endswith(_SUFFIXES) and (replaces or _name_of(name) not in found):
-                found[_name_of(name)] = Path(top, name)
+            if name.endswith(MODULE_SUFFIXES) and (replaces or module_name(name) not in found):
+                found[module_name(name)] = Path(top, name)
     if not found:
         raise InputError("no kernel modules", subject=str(folder), expected="a lib/modules/RELEASE with .ko files")
     return found
@@ -150,7 +120,7 @@ def _dependencies(folder: Path) -> dict[str, tuple[str, ...]]:
         module, colon, needed = line.partition(":")
         if colon:
             # depmod lists them so that the last is to be loaded first.
-            result[_name_of(module)] = tuple(_name_of(path) for path in reversed(needed.split()))
+            result[module_name(module)] = tuple(module_name(path) for path in reversed(needed.split()))
     return result
 
 
@@ -163,7 +133,7 @@ def _needed_by(path: Path) -> tuple[str, ...]:
             needed += value.split(",")
         elif key == "softdep":
             needed += value.partition("pre:")[2].partition("post:")[0].split()
-    return tuple(_normal(name) for name in needed if name)
+    return tuple(normal_name(name) for name in needed if name)
 
 
 def modinfo(content: bytes, subject: str) -> tuple[str, ...]:
@@ -215,10 +185,11 @@ def _read(path: Path, most_bytes: int) -> bytes:
     return content
 
 
-def _name_of(path: str) -> str:
-    """``kernel/drivers/block/xen-blkfront.ko.xz`` → ``xen_blkfront``."""
-    return _normal(PurePosixPath(path).name.partition(".ko")[0])
+def module_name(path: str) -> str:
+    """The name of the module in a file, as the kernel says it: ``block/xen-blkfront.ko.xz`` → ``xen_blkfront``."""
+    return normal_name(PurePosixPath(path).name.partition(".ko")[0])
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
+    """A module's name as the kernel says it: ``virtio-net`` → ``virtio_net``."""
     return name.replace("-", "_")
