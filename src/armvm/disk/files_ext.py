@@ -2,8 +2,8 @@
 
 Our own reader, because the one library without a copyleft (``ext4`` 1.4 on PyPI) was tried and does not serve: it reads
 no block maps (every path on ext2 and ext3 comes back as "not found") and no inline directories, gives other bytes than
-the file's for inline data beyond 60 bytes, without an error, follows an extent tree that points at itself for ever,
-reads every block group's descriptor when it opens, and pins its own dependencies to single versions.
+the file's for inline data beyond 60 bytes, without an error, has no bounds on what a damaged tree makes it read, reads
+every block group's descriptor when it opens, and pins its own dependencies to single versions.
 
 Lazy: opening reads the superblock; a path reads the inodes and directories on its way. What a journal holds that was
 not written back is not replayed (``needs_recovery`` says that there may be some).

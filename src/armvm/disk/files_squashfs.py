@@ -1,0 +1,161 @@
+"""Files on squashfs 4 by path, through dissect.squashfs; unpacking is ours, because its has no limit."""
+
+from __future__ import annotations
+
+import stat
+import zlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from dissect.squashfs.c_squashfs import c_squashfs
+from dissect.squashfs.squashfs import INode, SquashFS
+
+from armvm.disk.files import MOST_ENTRIES, MOST_FOLDER_BYTES, BaseFileSystem, FileEntry, FileKind
+from armvm.disk.guarded import Guard
+from armvm.disk.storage import BaseDisk, Disk
+from armvm.errors import InputError
+from armvm.printable import printable
+from armvm.units import KIB, MIB
+
+_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.FOLDER, stat.S_IFLNK: FileKind.LINK}
+_LONGEST_LINK = 65536
+_KEPT_FOLDERS = 8
+_KEPT_BLOCKS = 32
+_MOST_BLOCKS = 1 << 20
+_MOST_XZ_MEMORY = 64 * MIB
+_MOST_ZSTD_WINDOW = 8 * MIB
+_SUPERBLOCK_BYTES = 96
+_METADATA_BYTES = 8 * KIB
+
+
+class SquashFileSystem(BaseFileSystem):
+    """The squashfs on ``disk``. Raises InputError when it cannot be read."""
+
+    def __init__(self, disk: Disk, *, name: str) -> None:
+        super().__init__(name, "squashfs")
+        self._guard = Guard(disk, subject=name)
+        with self._guard.question() as stream:
+            superblock = c_squashfs.squashfs_super_block(stream.read(_SUPERBLOCK_BYTES))
+            if superblock.block_size not in [4 * KIB << shift for shift in range(9)]:
+                raise InputError("has an impossible block size", subject=name, found=str(superblock.block_size))
+            if superblock.block_size != 1 << superblock.block_log or superblock.s_major != 4:
+                raise InputError("has an impossible squashfs superblock, or is older than version 4", subject=name)
+            stream.seek(0)
+            self._squashfs = SquashFS(stream)
+            self._squashfs._compression = _Unpacker(superblock.compression)
+            self._squashfs._read_block = lru_cache(maxsize=_KEPT_BLOCKS)(self._squashfs._read_block.__wrapped__)
+        self._folder = lru_cache(maxsize=_KEPT_FOLDERS)(self._read_folder)
+
+    def _root(self) -> FileEntry:
+        return self._entry("/", self._squashfs.root)
+
+    def _list(self, folder: FileEntry) -> Iterable[FileEntry]:
+        return [self._entry(_join(folder, name), node) for name, node in self._names(folder).items()]
+
+    def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
+        node = self._names(folder).get(name)
+        return None if node is None else self._entry(_join(folder, name), node)
+
+    def _identity(self, folder: FileEntry) -> object:
+        node = self._node(folder)
+        return node.block, node.offset
+
+    def _open(self, entry: FileEntry) -> Disk:
+        subject = self._subject(entry.path)
+        block_size = int(self._squashfs.block_size)
+        if entry.size_bytes > _MOST_BLOCKS * block_size:
+            raise InputError("its size is impossible", subject=subject, found=f"{entry.size_bytes} bytes")
+        with self._guard.question(printable(entry.path)):
+            content = self._node(entry).open()
+        return _SquashFile(self._guard, content, block_size, entry.size_bytes, subject)
+
+    def _names(self, folder: FileEntry) -> dict[str, INode]:
+        return self._folder(self._node(folder), folder.path)
+
+    def _read_folder(self, node: INode, path: str) -> dict[str, INode]:
+        subject = self._subject(path)
+        found: dict[str, INode] = {}
+        with self._guard.question(printable(path)):
+            if node.size > MOST_FOLDER_BYTES:
+                raise InputError("the directory is too large", subject=subject, found=f"{node.size} bytes")
+            for child in node.iterdir():
+                name = child.name
+                if not name or name in (".", "..") or "/" in name or "\0" in name or len(found) >= MOST_ENTRIES:
+                    raise InputError("the directory has impossible names, or too many", subject=subject)
+                found.setdefault(name, child)
+        return found
+
+    def _entry(self, path: str, node: INode) -> FileEntry:
+        with self._guard.question(printable(path)):
+            mode, size_bytes = int(node.mode), int(node.size or 0)
+            kind = _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
+            target = None
+            if kind is FileKind.LINK:
+                if not 0 < size_bytes <= _LONGEST_LINK:
+                    raise InputError("a symbolic link's length is impossible", subject=self._subject(path))
+                target = str(node.link)
+        counted = size_bytes if kind in (FileKind.FILE, FileKind.LINK) else 0
+        return FileEntry(path, kind, counted, target, stat.S_IMODE(mode), node)
+
+    def _node(self, entry: FileEntry) -> INode:
+        if not isinstance(entry.node, INode):
+            raise InputError("is an entry of another file system", subject=self._subject(entry.path))
+        return entry.node
+
+
+class _SquashFile(BaseDisk):
+    """A file's content, some blocks at a time, each under a limit of its own."""
+
+    def __init__(self, guard: Guard, content: Any, block_size: int, size_bytes: int, name: str) -> None:
+        super().__init__(name, "raw", size_bytes)
+        self._guard = guard
+        self._content = content
+        self._step_bytes = max(block_size, 512 * KIB)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        parts = []
+        while length:
+            step = min(length, self._step_bytes)
+            with self._guard.question():
+                self._content.seek(offset)
+                part = self._content.read(step)
+            if len(part) != step:
+                raise InputError(
+                    "the content is shorter than its size", subject=self.name, found=f"{len(part)}", expected=f"{step}"
+                )
+            parts.append(part)
+            offset += step
+            length -= step
+        return b"".join(parts)
+
+
+class _Unpacker:
+    """Unpacks one block, never to more than it may hold; stands where the library's own ``Compression`` stood."""
+
+    def __init__(self, kind: int) -> None:
+        self._kind = kind
+
+    def decompress(self, packed: bytes, expected: int) -> bytes:
+        """At most ``expected`` bytes. Raises whatever the decompressor raises (under a guard)."""
+        most = max(expected, _METADATA_BYTES)
+        if self._kind == c_squashfs.ZLIB_COMPRESSION:
+            return zlib.decompressobj().decompress(packed, most)
+        if self._kind in (c_squashfs.XZ_COMPRESSION, c_squashfs.LZMA_COMPRESSION):
+            import lzma
+
+            return lzma.LZMADecompressor(memlimit=_MOST_XZ_MEMORY).decompress(packed, most)
+        if self._kind == c_squashfs.ZSTD_COMPRESSION:
+            import zstandard
+
+            with zstandard.ZstdDecompressor(max_window_size=_MOST_ZSTD_WINDOW).stream_reader(packed) as reader:
+                return reader.read(most)
+        from dissect.util.compression import lz4, lzo
+
+        if self._kind == c_squashfs.LZ4_COMPRESSION:
+            return bytes(lz4.decompress(packed, uncompressed_size=most))
+        return bytes(lzo.decompress(packed, False, most))  # noqa: FBT003 - theirs
+
+
+def _join(folder: FileEntry, name: str) -> str:
+    return f"{folder.path.rstrip('/')}/{name}"
