@@ -1,7 +1,6 @@
 """Files on btrfs by path, through dissect.btrfs: its default subvolume, or any that is named.
 
-The library walks the trees; file extents we read and unpack ourselves, because it unpacks without a limit, and gives
-extents that were allocated and never written as holes of the wrong length.
+The library walks the trees; file extents we read and unpack ourselves, because it unpacks without a limit.
 """
 
 from __future__ import annotations

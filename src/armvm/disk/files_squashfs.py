@@ -1,4 +1,5 @@
-"""Files on squashfs 4 by path, through dissect.squashfs; unpacking is ours, because its has no limit."""
+"""Files on squashfs 4 by path, through dissect.squashfs: it finds inodes and blocks; unpacking them is ours, because
+its own has no limit."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import stat
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from dissect.squashfs.c_squashfs import c_squashfs
@@ -66,9 +68,10 @@ class SquashFileSystem(BaseFileSystem):
         block_size = int(self._squashfs.block_size)
         if entry.size_bytes > _MOST_BLOCKS * block_size:
             raise InputError("its size is impossible", subject=subject, found=f"{entry.size_bytes} bytes")
+        node = self._node(entry)
         with self._guard.question(printable(entry.path)):
-            content = self._node(entry).open()
-        return _SquashFile(self._guard, content, block_size, entry.size_bytes, subject)
+            sizes = [None if size is None else int(size) for size, _ in node.block_list]
+        return _SquashFile(self._guard, self._squashfs, node.header, sizes, entry.size_bytes, subject)
 
     def _names(self, folder: FileEntry) -> dict[str, INode]:
         return self._folder(self._node(folder), folder.path)
@@ -105,29 +108,48 @@ class SquashFileSystem(BaseFileSystem):
 
 
 class _SquashFile(BaseDisk):
-    """A file's content, some blocks at a time, each under a limit of its own."""
+    """A file's content, along its blocks (the library's own stream takes the end of a small file once per byte).
 
-    def __init__(self, guard: Guard, content: Any, block_size: int, size_bytes: int, name: str) -> None:
+    ``sizes`` are the packed blocks as their list has them: 0 is a hole, None at the end a place in a fragment.
+    """
+
+    def __init__(
+        self, guard: Guard, squashfs: SquashFS, header: Any, sizes: list[int | None], size_bytes: int, name: str
+    ) -> None:
         super().__init__(name, "raw", size_bytes)
         self._guard = guard
-        self._content = content
-        self._step_bytes = max(block_size, 512 * KIB)
+        self._squashfs = squashfs
+        self._header = header
+        self._sizes = sizes
+        self._block_size = int(squashfs.block_size)
+        packed = ((size or 0) & ~c_squashfs.SQUASHFS_COMPRESSED_BIT_BLOCK for size in sizes)
+        self._places = list(accumulate(packed, initial=int(header.start_block)))
 
     def _read(self, offset: int, length: int) -> bytes:
         parts = []
-        while length:
-            step = min(length, self._step_bytes)
+        end = offset + length
+        while offset < end:
+            index, inside = divmod(offset, self._block_size)
+            step = min(self._block_size - inside, end - offset)
             with self._guard.question():
-                self._content.seek(offset)
-                part = self._content.read(step)
+                part = self._block(index)[inside : inside + step]
             if len(part) != step:
                 raise InputError(
                     "the content is shorter than its size", subject=self.name, found=f"{len(part)}", expected=f"{step}"
                 )
             parts.append(part)
             offset += step
-            length -= step
         return b"".join(parts)
+
+    def _block(self, index: int) -> bytes:
+        size = self._sizes[index]
+        if size is None:
+            fragment = self._squashfs._lookup_fragment(self._header.fragment)
+            _, content = self._squashfs._read_block(fragment.start_block, fragment.size)
+            return bytes(content[self._header.offset :])
+        if not size:
+            return bytes(self._block_size)
+        return bytes(self._squashfs._read_block(self._places[index], size)[1])
 
 
 class _Unpacker:
