@@ -111,7 +111,9 @@ class BtrfsFileSystem(BaseFileSystem):
                 if encryption:
                     raise InputError("is encrypted", subject=subject)
                 if kind == _INLINE:
-                    content = _unpack(bytes(data[_EXTENT_HEAD.size :]), compression, self._sector_bytes, unpacked)
+                    content = _unpack(
+                        bytes(data[_EXTENT_HEAD.size :]), compression, int(self._btrfs.sector_size), unpacked
+                    )
                     return MemoryDisk(content[:size_bytes].ljust(min(size_bytes, MIB), b"\0"), name=subject)
                 place, packed, skipped, length = _EXTENT_PLACE.unpack_from(data, _EXTENT_HEAD.size)
                 start = int(item.key.offset)
@@ -120,11 +122,7 @@ class BtrfsFileSystem(BaseFileSystem):
                 end = start + length
                 if place and kind == _REGULAR:
                     runs.append(_Run(start, length, place, packed, skipped, unpacked, compression))
-        return _BtrfsFile(self._guard, self._btrfs, runs, self._sector_bytes, size_bytes, subject)
-
-    @property
-    def _sector_bytes(self) -> int:
-        return int(self._btrfs.sector_size)
+        return _BtrfsFile(self._guard, self._btrfs, runs, size_bytes, name=subject)
 
     def _names(self, folder: FileEntry) -> dict[str, INode]:
         return self._folder(self._node(folder), folder.path)
@@ -179,15 +177,13 @@ class _Run:
 class _BtrfsFile(BaseDisk):
     """A file's content, along its extents."""
 
-    def __init__(
-        self, guard: Guard, btrfs: Btrfs, runs: list[_Run], sector_bytes: int, size_bytes: int, name: str
-    ) -> None:
+    def __init__(self, guard: Guard, btrfs: Btrfs, runs: list[_Run], size_bytes: int, *, name: str) -> None:
         super().__init__(name, "raw", size_bytes)
         self._guard = guard
         self._logical = btrfs._logical_fh
         self._runs = runs
         self._starts = [run.start for run in runs]
-        self._sector_bytes = sector_bytes
+        self._sector_bytes = int(btrfs.sector_size)
         self._unpacked = lru_cache(maxsize=_KEPT_EXTENTS)(self._unpack_run)
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -275,7 +271,7 @@ def _unpack_lzo(packed: bytes, sector_bytes: int, size_bytes: int) -> bytes:
         length = int.from_bytes(packed[at : at + 4], "little")
         if not length or at + 4 + length > total:
             break
-        content += lzo.decompress(packed[at + 4 : at + 4 + length], False, sector_bytes)  # noqa: FBT003 - theirs
+        content += lzo.decompress(packed[at + 4 : at + 4 + length], False, sector_bytes)
         at += 4 + length
         left = sector_bytes - at % sector_bytes
         at += left if left < 4 else 0

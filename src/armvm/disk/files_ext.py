@@ -107,7 +107,9 @@ class ExtFileSystem(BaseFileSystem):
     def _target(self, inode: ExtInode, path: str) -> str:
         size_bytes = inode.size_bytes
         if not 0 < size_bytes <= _LONGEST_LINK:
-            raise InputError("a symbolic link's length is impossible", subject=self._subject(path), found=f"{size_bytes}")
+            raise InputError(
+                "a symbolic link's length is impossible", subject=self._subject(path), found=f"{size_bytes}"
+            )
         self._refuse_encrypted(inode, path)
         if inode.is_inline:
             raw = self._inline(inode, path)

@@ -1,5 +1,7 @@
-"""Files on squashfs 4 by path, through dissect.squashfs: it finds inodes and blocks; unpacking them is ours, because
-its own has no limit."""
+"""Files on squashfs 4 by path, through dissect.squashfs.
+
+It finds inodes and blocks; unpacking them is ours, because its own has no limit.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ class SquashFileSystem(BaseFileSystem):
         node = self._node(entry)
         with self._guard.question(printable(entry.path)):
             sizes = [None if size is None else int(size) for size, _ in node.block_list]
-        return _SquashFile(self._guard, self._squashfs, node.header, sizes, entry.size_bytes, subject)
+        return _SquashFile(self._guard, self._squashfs, node, sizes, name=subject)
 
     def _names(self, folder: FileEntry) -> dict[str, INode]:
         return self._folder(self._node(folder), folder.path)
@@ -113,13 +115,11 @@ class _SquashFile(BaseDisk):
     ``sizes`` are the packed blocks as their list has them: 0 is a hole, None at the end a place in a fragment.
     """
 
-    def __init__(
-        self, guard: Guard, squashfs: SquashFS, header: Any, sizes: list[int | None], size_bytes: int, name: str
-    ) -> None:
-        super().__init__(name, "raw", size_bytes)
+    def __init__(self, guard: Guard, squashfs: SquashFS, node: INode, sizes: list[int | None], *, name: str) -> None:
+        super().__init__(name, "raw", int(node.size))
         self._guard = guard
         self._squashfs = squashfs
-        self._header = header
+        self._header = header = node.header
         self._sizes = sizes
         self._block_size = int(squashfs.block_size)
         packed = ((size or 0) & ~c_squashfs.SQUASHFS_COMPRESSED_BIT_BLOCK for size in sizes)
@@ -176,7 +176,7 @@ class _Unpacker:
 
         if self._kind == c_squashfs.LZ4_COMPRESSION:
             return bytes(lz4.decompress(packed, uncompressed_size=most))
-        return bytes(lzo.decompress(packed, False, most))  # noqa: FBT003 - theirs
+        return bytes(lzo.decompress(packed, False, most))
 
 
 def _join(folder: FileEntry, name: str) -> str:

@@ -6,6 +6,7 @@ Kinds, labels and UUIDs are spelled as ``blkid`` spells them, because that is wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from uuid import UUID
 
 from armvm.disk.files import FileSystem
@@ -46,8 +47,8 @@ class Content:
 def open_files(disk: Disk, *, name: str, content: Content | None = None, subvolume: str | None = None) -> FileSystem:
     """The file system on ``disk``, opened for reading; ``name`` is what evidence calls it (``partition 2``).
 
-    ``content`` saves the detection where it is known; ``subvolume`` names a btrfs subvolume (``root``, ``@/.snapshots``)
-    that becomes the root, instead of the default one. The disk stays the caller's to close.
+    ``content`` saves the detection where it is known; ``subvolume`` names a btrfs subvolume (``root``, ``@/.snapshots``;
+    ``/`` is the top level) that becomes the root, instead of the default one. The disk stays the caller's to close.
 
     Raises InputError when nothing readable stands there, and MissingError when it needs an extra that is not installed.
     """
@@ -154,7 +155,7 @@ def _lvm_uuid(raw: bytes) -> str | None:
         return None
     text = raw.decode("ascii")
     cuts = (0, 6, 10, 14, 18, 22, 26, 32)
-    return "-".join(text[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False))
+    return "-".join(text[start:stop] for start, stop in pairwise(cuts))
 
 
 def _raid(head: bytes) -> Content | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from armvm.disk.storage import Disk
 from armvm.errors import ArmvmError, InputError
+from armvm.printable import printable
 from armvm.units import MIB
 
 MOST_SECONDS = 2.0
@@ -103,10 +104,8 @@ class Guard:
             raise InputError(f"is damaged, or made to keep readers busy: {error}", subject=subject) from None
         except (MemoryError, RecursionError) as error:
             raise InputError("is damaged: its structures have no end", subject=subject) from error
-        except Exception as error:  # noqa: BLE001 - a foreign parser raises anything at all on a damaged file system
+        except Exception as error:  # a foreign parser raises anything at all on a damaged file system
             shown = f"{type(error).__name__}: {error}"[:200]
-            from armvm.printable import printable
-
             raise InputError(f"cannot be read: {printable(shown)}", subject=subject) from error
         finally:
             if alone:
