@@ -75,7 +75,7 @@ class BtrfsFileSystem(BaseFileSystem):
     def subvolumes(self) -> tuple[str, ...]:
         """The paths of all subvolumes from the top level, sorted; the top level itself is not among them."""
         with self._guard.question():
-            paths = []
+            paths: list[str] = []
             for subvolume in self._btrfs.subvolumes():
                 if len(paths) >= _MOST_SUBVOLUMES:
                     raise InputError(f"has more than {_MOST_SUBVOLUMES} subvolumes", subject=self.name)

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
 
 from dissect.squashfs.c_squashfs import c_squashfs
 from dissect.squashfs.squashfs import INode, SquashFS

@@ -128,7 +128,7 @@ def parse_text(text: bytes, *, subject: str) -> Section:
 
 
 def _tokens(text: bytes, fault: InputError) -> list[str]:
-    tokens = []
+    tokens: list[str] = []
     at = 0
     while at < len(text):
         match = _TOKEN.match(text, at)
