@@ -202,8 +202,10 @@ class ExtFileSystem(BaseFileSystem):
             first_group = meta_group * per_block
             block = superblock.first_data_block + first_group * superblock.blocks_per_group
             block += superblock.has_superblock_copy(first_group)
+            if not first_group and superblock.block_size == SUPERBLOCK_OFFSET and not superblock.first_data_block:
+                block += 1  # bigalloc with 1 KiB blocks: block 0 comes before the superblock, and counts
         else:
-            block = superblock.first_data_block + 1 + meta_group
+            block = SUPERBLOCK_OFFSET // superblock.block_size + 1 + meta_group
         start = index * superblock.descriptor_size
         raw = self._read_block(block)[start : start + superblock.descriptor_size]
         high = int.from_bytes(raw[40:44], "little") if len(raw) >= 64 else 0

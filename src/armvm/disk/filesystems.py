@@ -48,7 +48,8 @@ def open_files(disk: Disk, *, name: str, content: Content | None = None, subvolu
     """The file system on ``disk``, opened for reading; ``name`` is what evidence calls it (``partition 2``).
 
     ``content`` saves the detection where it is known; ``subvolume`` names a btrfs subvolume that becomes the root,
-    instead of the default one (``root``, ``@/.snapshots``; ``/`` is the top level). The disk stays the caller's to close.
+    instead of the default one (``root``, ``@/.snapshots``; ``/`` is the top level).
+    The disk stays the caller's to close.
 
     Raises InputError when nothing readable stands there, and MissingError when it needs an extra that is not installed.
     """

@@ -146,7 +146,7 @@ def _assemble(name: str, members: list[Member]) -> Disk:
         raise InputError(
             "is of a level that is not read here", subject=name, found=f"{newest.level}", expected="linear, 0 or 1"
         )
-    if sorted(current) != list(range(newest.members)):
+    if not current or len(current) != newest.members or max(current) >= newest.members:
         raise InputError(
             "has members that are not in this image", subject=name, found=f"{len(current)} of {newest.members}"
         )
