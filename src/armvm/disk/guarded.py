@@ -69,7 +69,7 @@ class DiskStream(io.RawIOBase):
         self._bytes += length
         if self._reads > MOST_READS or self._bytes > MOST_READ_BYTES:
             raise _Exhausted(f"asks for more than {MOST_READS} reads or {MOST_READ_BYTES} bytes")
-        content = self._disk.read(self._position, length)
+        content = self._disk.read(self._position, length) if length else b""
         self._position += length
         return content
 
