@@ -32,7 +32,7 @@ EXTENTS_FLAG = 0x80000
 INLINE_DATA_FLAG = 0x10000000
 ENCRYPTED_FLAG = 0x800
 
-_INODE = struct.Struct("<H2xI16x2xHII4x60s4x4xI")
+_INODE = struct.Struct("<H2xI24xI4x60s8xI")
 _XATTR_MAGIC = 0xEA020000
 _XATTR_ENTRY = struct.Struct("<BBHIII")
 _SYSTEM_INDEX = 7
@@ -150,10 +150,9 @@ def parse_superblock(block: bytes, *, subject: str) -> ExtSuperblock:
 
 def parse_inode(raw: bytes, number: int, superblock: ExtSuperblock) -> ExtInode:
     """Read one inode of ``inode_size`` bytes."""
-    mode, size_low, links, _blocks, flags, block, size_high = _INODE.unpack_from(raw)
+    mode, size_low, flags, block, size_high = _INODE.unpack_from(raw)
     folder = mode & 0xF000 == 0x4000
     has_high = not folder or superblock.has_large_folders
-    del links
     return ExtInode(number, mode, size_low | (size_high << 32 if has_high else 0), flags, block, raw[128:])
 
 
