@@ -67,8 +67,11 @@ need_armvm() {
 import sys, tomllib
 with open("pyproject.toml", "rb") as file:
     data = tomllib.load(file)
+extras = data["project"]["optional-dependencies"]
 wanted = data["build-system"]["requires"] + data["project"]["dependencies"]
-wanted += data["project"]["optional-dependencies"].get(sys.argv[1], [])
+for requirement in extras.get(sys.argv[1], []):
+    own = requirement.removeprefix("armvm[").removesuffix("]")  # an extra of ours, which is on no index yet
+    wanted += extras[own] if own != requirement else [requirement]
 print(*(requirement.replace(" ", "") for requirement in wanted))
 PYTHON
   )

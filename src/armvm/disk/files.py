@@ -19,6 +19,10 @@ from armvm.units import MIB
 
 MOST_LINKS = 40
 """How many symbolic links a path may lead through, as in Linux (path_resolution(7))."""
+MOST_ENTRIES = 131_072
+"""How many entries a folder may have; an audit asks for none with more."""
+MOST_FOLDER_BYTES = 16 * MIB
+"""How large a directory may be on its disk."""
 _MOST_WALKED = 1_000_000
 _MOST_DEPTH = 128
 
@@ -80,7 +84,7 @@ class FileSystem(Protocol):
     def walk(self, path: str = "/") -> Iterator[FileEntry]:
         """Everything below ``path``, folders before what is in them, links not followed.
 
-        Raises InputError where a folder cannot be read, and past a million entries or 128 levels.
+        Raises InputError where a folder cannot be read or stands twice, and past a million entries or 128 levels.
         """
         ...
 
@@ -119,6 +123,10 @@ class BaseFileSystem:
     def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
         """One entry of a folder; a subclass that can find it without listing the folder does."""
         return next((entry for entry in self._list(folder) if entry.name == name), None)
+
+    def _identity(self, folder: FileEntry) -> object:
+        """What tells a folder from all others, whichever path leads there: a damaged tree may lead back to itself."""
+        return folder.path
 
     # What everybody else calls
 
@@ -162,6 +170,7 @@ class BaseFileSystem:
     def walk(self, path: str = "/") -> Iterator[FileEntry]:
         """Everything below ``path``; see FileSystem."""
         count = 0
+        walked = {self._identity(self._found(path))}
         pending = [(0, entry) for entry in reversed(self.entries(path))]
         while pending:
             depth, entry = pending.pop()
@@ -170,6 +179,10 @@ class BaseFileSystem:
                 raise InputError("has too many files, or folders nested too deeply", subject=self._subject(entry.path))
             yield entry
             if entry.kind is FileKind.FOLDER:
+                identity = self._identity(entry)
+                if identity in walked:
+                    raise InputError("is a folder that was there already", subject=self._subject(entry.path))
+                walked.add(identity)
                 pending += [(depth + 1, child) for child in reversed(self.entries(entry))]
 
     def open(self, path: str | FileEntry) -> Disk:
