@@ -18,7 +18,25 @@ _DOUBLE = ("||", "&&", ";;")
 _PLAIN = re.compile(r"[^{}|&$;<> \t\r\n'\"\\]+")
 _QUOTED_TEXT = re.compile(r'[^"\\$]+')
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEYWORDS = frozenset("case do done elif else esac fi for function if in select then until while".split())
+_KEYWORDS = frozenset(
+    [
+        "case",
+        "do",
+        "done",
+        "elif",
+        "else",
+        "esac",
+        "fi",
+        "for",
+        "function",
+        "if",
+        "in",
+        "select",
+        "then",
+        "until",
+        "while",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from armvm.disk.files import FileSystem
@@ -11,8 +11,10 @@ from armvm.disk.gpt_format import Partition
 from armvm.errors import ArmvmError
 from armvm.printable import printable
 
-_CONTAINERS = frozenset({"LVM2_member", "linux_raid_member", "crypto_LUKS", "zfs_member", "bcache"})
-"""Contents that are no file system and may hold one."""
+_ASSEMBLED = frozenset({"LVM2_member", "linux_raid_member"})
+"""Contents that other volumes are made of."""
+_SEALED = frozenset({"crypto_LUKS", "zfs_member", "bcache"})
+"""Contents that may hold a file system which is never seen here."""
 
 
 class BootVolume(Protocol):
@@ -21,6 +23,11 @@ class BootVolume(Protocol):
     @property
     def name(self) -> str:
         """How evidence calls it: ``partition 2``, ``logical volume vg/root``."""
+        ...
+
+    @property
+    def mapped_name(self) -> str | None:
+        """A logical volume's name under ``/dev/mapper``; None for everything else."""
         ...
 
     @property
@@ -60,8 +67,16 @@ def why_unreadable(volume: BootVolume) -> str:
     return f"holds {volume.content.kind}, which is not read"
 
 
-def may_hide_files(volume: BootVolume) -> bool:
-    """Whether there may be a file system in or on it that nobody here can see."""
-    if volume.files is not None:
-        return False
-    return volume.content is not None and (volume.content.kind in _CONTAINERS) and volume.problem is not None
+def hidden_in(volumes: Iterable[BootVolume]) -> tuple[BootVolume, ...]:
+    """The volumes that may hold file systems which nobody here can see: encrypted, or of an array that is not read."""
+    everything = tuple(volumes)
+    assembled = any(volume.partition is None for volume in everything)
+    return tuple(volume for volume in everything if volume.files is None and _may_hide(volume, assembled=assembled))
+
+
+def _may_hide(volume: BootVolume, *, assembled: bool) -> bool:
+    if volume.content is None:
+        return volume.partition is None and volume.problem is not None
+    if volume.content.kind in _ASSEMBLED:
+        return not assembled
+    return volume.content.kind in _SEALED
