@@ -86,7 +86,7 @@ def stopped(message: str, troubles: Sequence[Trouble], *, remedy: str | None = N
     evidence = evidence_of(troubles, remarks=remarks)
     if any(trouble.kind is TroubleKind.UNTOLD for trouble in troubles):
         reason = next(trouble.evidence.found for trouble in troubles if trouble.kind is TroubleKind.UNTOLD)
-        return Outcome(unknown(f"{message.removesuffix('.')}, as far as can be told: {reason}.", *evidence))
+        return Outcome(unknown(f"What boots cannot be told at rest: {reason}.", *evidence))
     return Outcome(failed(message, *evidence, remedy=remedy))
 
 
@@ -132,7 +132,7 @@ def _judge_default(loader: str, default: Choice, choices: Sequence[Choice]) -> J
     if judgement.verdict is Verdict.FAIL:
         message = f"The default entry of {loader}, {title}, does not boot{others}: {_lower(judgement.message)}"
         return failed(message, *judgement.evidence, remedy=judgement.remedy)
-    message = f"Whether the default entry of {loader}, {title}, boots cannot be told: {_lower(judgement.message)}"
+    message = f"Whether the default entry of {loader}, {title}, boots is not known. {judgement.message}"
     return unknown(message, *judgement.evidence)
 
 
