@@ -9,10 +9,10 @@ import pytest
 from armvm.disk.raw import RawDisk
 from armvm.execution import ExecutionState
 from armvm.image.bootprogram import BootProgram, ProgramKind, identify
-from armvm.image.check import check_image
 from armvm.image.pe import parse_pe
-from armvm.spec.verdict import Report, Verdict
-from tools.disk_images import AA64, disk_image
+from armvm.spec.verdict import Verdict
+from tools.boot_volumes import audit
+from tools.disk_images import AA64
 from tools.foreign_packages import foreign_package
 from tools.installer import find_installer
 
@@ -31,8 +31,8 @@ def _shim(name: str) -> Path:
     return foreign_package("arm64", "shim-unsigned") / "usr/lib/shim" / name
 
 
-def _verdict(report: Report) -> Verdict:
-    return next(f.verdict for f in report.findings if f.requirement == "image.self-contained-boot")
+def _verdict(files: dict[str, bytes]) -> Verdict:
+    return audit(files).judgement.verdict
 
 
 def test_grub() -> None:
@@ -72,17 +72,19 @@ def test_kernels(state: ExecutionState) -> None:
 
 def test_a_debian_chain_of_shim_and_grub() -> None:
     shim, grub = _shim("shimaa64.efi").read_bytes(), _grub().read_bytes()
-    config = {"EFI/debian/grub.cfg": b"configfile x\n"}
-    assert _verdict(check_image(disk_image({AA64: shim, "EFI/BOOT/grubaa64.efi": grub, **config}))) is Verdict.PASS
-    assert _verdict(check_image(disk_image({AA64: grub, **config}))) is Verdict.PASS
-    assert _verdict(check_image(disk_image({AA64: shim}))) is Verdict.FAIL
+    config = {"EFI/debian/grub.cfg": b"configfile /x.cfg\n", "x.cfg": b"menuentry a { linux /k }\n", "k": b"k"}
+    assert _verdict({AA64: shim, "EFI/BOOT/grubaa64.efi": grub, **config}) is Verdict.PASS
+    assert _verdict({AA64: grub, **config}) is Verdict.PASS
+    assert _verdict({AA64: shim}) is Verdict.FAIL
     installed = {
         AA64: shim,
         "EFI/BOOT/fbaa64.efi": _shim("fbaa64.efi").read_bytes(),
         "EFI/debian/BOOTAA64.CSV": _shim("BOOTAA64.CSV").read_bytes()
         if _shim("BOOTAA64.CSV").exists()
         else "shimaa64.efi,debian,,This is the boot entry for debian\n".encode("utf-16"),
+        **config,
     }
-    assert _verdict(check_image(disk_image(installed))) is Verdict.FAIL
+    assert _verdict(installed) is Verdict.FAIL
     vendor = {"EFI/debian/shimaa64.efi": shim, "EFI/debian/grubaa64.efi": grub}
-    assert _verdict(check_image(disk_image({**installed, **vendor}))) is Verdict.PASS
+    assert _verdict({**installed, **vendor}) is Verdict.PASS
+    assert _verdict({**installed, **vendor, "x.cfg": b"menuentry a { linux /gone }\n"}) is Verdict.FAIL

@@ -253,6 +253,24 @@ BROKEN: Mapping[str, tuple[str, Maker]] = {
     "subsystem boot driver": ("image.efi-application", with_program(_set(24 + 68, "<H", 11))),
     "entry point outside": ("image.efi-application", with_program(_set(24 + 16, "<I", 0x7FFFF000))),
     "section past the end": ("image.efi-application", with_program(_section_past_the_end)),
+    "U-Boot's variables": ("image.no-variables", with_files(lambda: _boot(**{"ubootefi.var": b"\0" * 64}))),
+    "EDK2's variables": ("image.no-variables", with_files(lambda: _boot(NvVars=b"\0" * 64))),
+    "a variable store": (
+        "image.no-variables",
+        with_files(lambda: _boot(**{"saved/vars.fd": firmware_volume(UUID("fff12b8d-7696-4c8b-a985-2747075b4f50"))})),
+    ),
+    "U-Boot's environment": (
+        "image.no-variables",
+        _two_partitions(b"", UUID("3de21764-95bd-54bd-a5c3-4abe786f38a8")),
+    ),
+    "U-Boot": ("image.no-firmware", with_files(lambda: _boot(**{"u-boot.bin": b"\0" * 64}))),
+    "EDK2": ("image.no-firmware", with_files(lambda: _boot(**{"firmware/QEMU_EFI.fd": firmware_volume()}))),
+    "a capsule": ("image.no-firmware", with_files(lambda: _boot(**{"EFI/UpdateCapsule/new.cap": b"\0" * 64}))),
+    "a firmware partition": ("image.no-firmware", _two_partitions(firmware_volume())),
+}
+"""What is wrong, in words, to the one requirement that it breaks and a maker of the image."""
+
+BROKEN_BOOT: Mapping[str, tuple[str, Maker]] = {
     "stub without kernel": (
         "image.self-contained-boot",
         with_files(lambda: {AA64: read_program(EfiProgram.STUB, ExecutionState.AARCH64)}),
@@ -274,19 +292,5 @@ BROKEN: Mapping[str, tuple[str, Maker]] = {
         "image.self-contained-boot",
         with_files(lambda: {AA64: systemd_boot(), "loader/entries/a.conf": b"title A\nlinux /vmlinuz\n"}),
     ),
-    "U-Boot's variables": ("image.no-variables", with_files(lambda: _boot(**{"ubootefi.var": b"\0" * 64}))),
-    "EDK2's variables": ("image.no-variables", with_files(lambda: _boot(NvVars=b"\0" * 64))),
-    "a variable store": (
-        "image.no-variables",
-        with_files(lambda: _boot(**{"saved/vars.fd": firmware_volume(UUID("fff12b8d-7696-4c8b-a985-2747075b4f50"))})),
-    ),
-    "U-Boot's environment": (
-        "image.no-variables",
-        _two_partitions(b"", UUID("3de21764-95bd-54bd-a5c3-4abe786f38a8")),
-    ),
-    "U-Boot": ("image.no-firmware", with_files(lambda: _boot(**{"u-boot.bin": b"\0" * 64}))),
-    "EDK2": ("image.no-firmware", with_files(lambda: _boot(**{"firmware/QEMU_EFI.fd": firmware_volume()}))),
-    "a capsule": ("image.no-firmware", with_files(lambda: _boot(**{"EFI/UpdateCapsule/new.cap": b"\0" * 64}))),
-    "a firmware partition": ("image.no-firmware", _two_partitions(firmware_volume())),
 }
-"""What is wrong, in words, to the one requirement that it breaks and a maker of the image."""
+"""The same for what is judged by following the boot chain (``guest``)."""

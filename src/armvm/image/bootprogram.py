@@ -6,9 +6,8 @@ import enum
 import re
 import struct
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-from armvm.disk.storage import Disk
+from armvm.disk.storage import Disk, Slice
 from armvm.errors import InputError
 from armvm.image.pe import PeImage, PeSection
 from armvm.units import MIB
@@ -174,16 +173,16 @@ def _grub_objects(source: Disk, section: PeSection, *, wide: bool) -> list[tuple
     return objects
 
 
+def grub_memdisk(pe: PeImage, source: Disk) -> Disk | None:
+    """The memory disk inside a GRUB program; None when it has none."""
+    section = pe.section("mods")
+    if section is None:
+        return None
+    for kind, offset, size in _grub_objects(source, section, wide=pe.is_pe32_plus):
+        if kind == _GRUB_MEMDISK:
+            return Slice(source, offset, size, name="memory disk")
+    return None
+
+
 def _grub_text(source: Disk, offset: int, size: int) -> str:
     return source.read(offset, min(size, _TEXT_LIMIT)).split(b"\0", 1)[0].decode("utf-8", "replace")
-
-
-def grub_config_path(prefix: str) -> str | None:
-    """The path of grub.cfg below the ESP's root for a GRUB ``prefix`` without a device; None for one with a device.
-
-    GRUB takes the device that it was started from when its prefix names none (``/EFI/debian``, ``(,gpt1)/grub`` and
-    ``(hd0,gpt1)/grub`` name one).
-    """
-    if prefix.startswith("("):
-        return None
-    return str(PurePosixPath("/") / prefix.lstrip("/") / "grub.cfg")

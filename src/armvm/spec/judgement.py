@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from armvm.spec.catalogue import Requirement
@@ -49,6 +49,16 @@ def finding(entry: Requirement, profile: str, judgement: Judgement) -> Finding:
         evidence=judgement.evidence,
         remedy=(judgement.remedy or entry.remedy) if judgement.verdict is Verdict.FAIL else None,
     )
+
+
+def worst(judgements: Sequence[Judgement], summary: Callable[[Sequence[Judgement]], str]) -> Judgement:
+    """The first failure, else the first unknown, else one pass with everybody's evidence."""
+    for verdict in (Verdict.FAIL, Verdict.UNKNOWN, Verdict.NOT_APPLICABLE):
+        for judgement in judgements:
+            if judgement.verdict is verdict:
+                return judgement
+    evidence = [evidence for judgement in judgements for evidence in judgement.evidence]
+    return passed(summary(judgements), *evidence)
 
 
 def judged_by_problems(problems: Iterable[Problem], *, good: str, bad: str, where: str = "") -> Judgement:

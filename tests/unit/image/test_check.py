@@ -12,15 +12,8 @@ from armvm.spec.catalogue import PROFILES, Topic, requirements, requirements_of
 from armvm.spec.verdict import Finding, Level, Report, Verdict
 from tools.disk_images import (
     AA64,
-    ARM,
     BROKEN,
-    boot_csv,
     disk_image,
-    fallback,
-    grub,
-    program,
-    shim,
-    systemd_boot,
     unified_kernel,
 )
 
@@ -68,7 +61,6 @@ def test_what_stands_on_a_missing_ground_is_not_applicable_and_names_it() -> Non
         "image.esp-fat32": "image.esp",
         "image.removable-path": "image.esp-fat32",
         "image.efi-application": "image.removable-path",
-        "image.self-contained-boot": "image.removable-path",
         "image.no-variables": "image.esp-fat32",
     }.items():
         finding = _finding(report, requirement)
@@ -106,35 +98,6 @@ def test_the_vendor_loader_is_named_and_the_repair_offered() -> None:
     assert "\\EFI\\debian\\grubaa64.efi" in finding.message
     assert finding.remedy is not None
     assert "\\EFI\\BOOT\\BOOTAA64.EFI" in finding.remedy
-
-
-@pytest.mark.parametrize(
-    ("files", "verdict"),
-    [
-        ({AA64: grub("/EFI/debian"), "EFI/debian/grub.cfg": b"set x=1\n"}, Verdict.PASS),
-        ({AA64: grub("/EFI/debian", "search x")}, Verdict.UNKNOWN),
-        ({AA64: grub("(hd0,gpt2)/boot/grub")}, Verdict.UNKNOWN),
-        ({AA64: shim(), "EFI/BOOT/grubaa64.efi": grub("/g"), "g/grub.cfg": b"\n"}, Verdict.PASS),
-        ({AA64: shim(), "EFI/BOOT/grubaa64.efi": b"text"}, Verdict.FAIL),
-        ({AA64: shim(), "EFI/BOOT/grubaa64.efi": shim()}, Verdict.FAIL),
-        (
-            {
-                AA64: shim(),
-                "EFI/BOOT/fbaa64.efi": fallback(),
-                "EFI/debian/BOOTAA64.CSV": boot_csv("shimaa64.efi"),
-                "EFI/debian/shimaa64.efi": shim(),
-            },
-            Verdict.PASS,
-        ),
-        ({AA64: systemd_boot(), "EFI/Linux/a.efi": unified_kernel()}, Verdict.PASS),
-        ({AA64: systemd_boot(), "loader/entries/a.conf": b"linux /k\ninitrd /i\n", "k": b"", "i": b""}, Verdict.PASS),
-        ({AA64: program()}, Verdict.UNKNOWN),
-        ({AA64: unified_kernel(), ARM: unified_kernel(ExecutionState.AARCH32)}, Verdict.PASS),
-    ],
-)
-def test_the_boot_program_finds_what_it_needs(files: dict[str, bytes], verdict: Verdict) -> None:
-    finding = _finding(check_image(disk_image(files)), "image.self-contained-boot")
-    assert finding.verdict is verdict, finding.message
 
 
 def test_two_esps_are_a_warning() -> None:
