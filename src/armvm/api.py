@@ -38,7 +38,7 @@ def check_image(
     ``states`` are the execution states that it has to serve (default: at least one). A non-conforming image is a
     normal result: see the report's findings. Raises InputError when the image cannot be read at all.
     """
-    from armvm.image.check import check_image as check
+    from armvm.guest.check import check_image as check
 
     if not isinstance(image, str | os.PathLike):
         return check(image, profile=profile, states=states)

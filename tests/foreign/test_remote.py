@@ -15,7 +15,7 @@ from armvm.disk.detect import open_disk
 from armvm.disk.http import HttpLimits
 from armvm.disk.remote import HttpDisk
 from armvm.errors import InputError
-from armvm.image.check import check_image
+from armvm.guest.check import check_image
 from armvm.spec.verdict import Verdict
 from conftest import Armvm
 from tools import disk_images, fat_images

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from armvm.errors import InputError
-from armvm.image.check import check_image
+from armvm.guest.check import check_image
 from armvm.image.inspect import inspect_image
 from armvm.report.json import render_json
 from armvm.report.text import render_text

@@ -67,7 +67,7 @@ def _check(image: str, options: argparse.Namespace) -> Report:
     from armvm.cli.terminal import say_traffic, steps
     from armvm.disk.detect import open_disk
     from armvm.disk.remote import shown_name
-    from armvm.image.check import check_image
+    from armvm.guest.check import check_image
 
     states = [ExecutionState(state) for state in options.arch]
     name = shown_name(image)

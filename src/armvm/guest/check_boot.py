@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from armvm.guest.bootchain import BootChain
 from armvm.image.contents import ImageContents
 from armvm.spec.judgement import Judgement, not_applicable, unknown, worst
-
-GUEST_CHECKS: Mapping[str, Callable[[ImageContents, BootChain], Judgement]]
-"""Requirement to the check that judges it."""
 
 
 def check_self_contained(contents: ImageContents, chain: BootChain) -> Judgement:
@@ -24,6 +19,3 @@ def check_self_contained(contents: ImageContents, chain: BootChain) -> Judgement
         return not_applicable("image.efi-application", "The boot program cannot be read")
     judgements = list(chain.judgements.values())
     return worst(judgements, lambda good: " ".join(dict.fromkeys(judgement.message for judgement in good)))
-
-
-GUEST_CHECKS = {"image.self-contained-boot": check_self_contained}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from armvm.execution import ExecutionState
-from armvm.image.check import check_image
+from armvm.guest.check import check_image
 from armvm.platform.check import CHECKS
 from armvm.platform.instructions import instructions
 from armvm.spec.catalogue import Topic, requirements_of

@@ -16,7 +16,8 @@ from armvm.guest.check_boot import check_self_contained
 from armvm.guest.grub_devices import NoAnswer
 from armvm.guest.memdisk import FatFiles, open_memdisk
 from armvm.guid import XBOOTLDR_TYPE
-from armvm.image.check import CHECKS, check_image
+from armvm.guest.check import check_image
+from armvm.image.check import CHECKS
 from armvm.image.contents import ImageContents
 from armvm.spec.verdict import Level, Verdict
 from tools import fat_images

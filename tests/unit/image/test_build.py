@@ -13,9 +13,9 @@ from armvm.disk.detect import open_disk
 from armvm.disk.storage import Disk
 from armvm.errors import InputError, OutputError, UsageError
 from armvm.execution import ExecutionState
+from armvm.guest.check import check_image
 from armvm.guid import LINUX_DATA_TYPE, LINUX_ROOT_ARM64_TYPE
 from armvm.image.build import build_image
-from armvm.image.check import check_image
 from armvm.image.contents import ImageContents
 from armvm.image.recipe import EspFile, KernelRecipe, Recipe
 from armvm.spec.verdict import Level

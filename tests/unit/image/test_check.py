@@ -7,7 +7,8 @@ import pytest
 from armvm.disk.storage import BaseDisk
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
-from armvm.image.check import CHECKS, check_image
+from armvm.guest.check import check_image
+from armvm.image.check import CHECKS
 from armvm.spec.catalogue import PROFILES, Topic, requirements, requirements_of
 from armvm.spec.verdict import Finding, Level, Report, Verdict
 from tools.disk_images import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from armvm.errors import UsageError
-from armvm.guest.check_boot import GUEST_CHECKS
+from armvm.guest.check import CHECKS as GUEST_CHECKS
 from armvm.image.check import CHECKS as IMAGE_CHECKS
 from armvm.platform.check import CHECKS as PLATFORM_CHECKS
 from armvm.spec.catalogue import PROFILES, Topic, requirement, requirements, requirements_of
