@@ -24,7 +24,7 @@ from armvm.image.bootprogram import BootProgram, ProgramKind, grub_memdisk, iden
 from armvm.image.contents import EfiProgram, ImageContents
 from armvm.image.pe import PeImage, parse_pe
 from armvm.printable import printable
-from armvm.spec.judgement import Judgement, failed, passed, unknown
+from armvm.spec.judgement import Judgement, failed, not_applicable, passed, unknown
 from armvm.spec.verdict import Evidence, Verdict
 
 _MOST_PROGRAMS = 24
@@ -299,6 +299,8 @@ def _unified_kernel(visit: _Visit, state: ExecutionState) -> Outcome:
             if visit.pe.section(section) is not None
         )
     except InputError as error:
+        if len(visit.steps) == 1:  # it is the boot program itself
+            return Outcome(not_applicable("image.efi-application", "The boot program is cut off"))
         return Outcome(failed("The unified kernel image is cut off.", Evidence(where, printable(error.message))))
     notes = [Evidence(where, visit.program.kind.value)]
     if visit.pe.section(".profile") is not None:
