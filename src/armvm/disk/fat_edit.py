@@ -240,7 +240,7 @@ class FatEditor:
 
     def _add(self, folder: FatEntry, name: str, attributes: Attribute, place: tuple[int, int], plan: _Plan) -> FatEntry:
         """A new entry in a folder, its ``place`` the first cluster and size; the volume is read anew afterwards."""
-        names = [text for entry in self.volume.entries(folder) for text in {entry.name, entry.short_name}]
+        names = [text for entry in self.volume.entries(folder) for text in (entry.name, entry.short_name)]
         alias = short_aliases([*names, name])[-1]
         new = [*self._long_slots(name, alias), serialise_slot(alias, attributes, *place, self._stamp)]
         slots = self._slots(folder)
