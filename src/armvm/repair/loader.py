@@ -42,10 +42,11 @@ def put_loader(bench: Workbench, states: Collection[ExecutionState] = ()) -> Non
     except InputError as error:
         bench.cannot(_PATH, "ESP", error.message, None)
         return
-    missing = [s for s in ExecutionState if s not in present and (s in states or not (states or present))]
+    wanted = tuple(states) or (() if present else tuple(ExecutionState))
+    missing = [state for state in ExecutionState if state in wanted and state not in present]
     done = [state for state in missing if any(_put(bench, contents, esp, state) for esp in contents.esps)]
-    needed = [state for state in missing if state not in done and (state in states or not done)]
-    if needed and any(state in states for state in needed) or (missing and not done):
+    needed = [state for state in missing if state not in done]
+    if needed and (states or not done):
         names = " or ".join(state.label for state in needed)
         why = f"the ESP holds no boot loader for {names} that could be put there"
         bench.cannot(_PATH, contents.esps[0].where, why, _INSTALL)
@@ -100,7 +101,7 @@ def _put(bench: Workbench, contents: ImageContents, esp: Esp, state: ExecutionSt
 
 
 def _rank(loader: EfiProgram, state: ExecutionState) -> tuple[int, int, str]:
-    """shim before what it starts; of several alike, the one with the usual name, then by path."""
+    """Shim before what it starts; of several alike, the one with the usual name, then by path."""
     usual = {f"{name}{_SUFFIXES[state]}" for name in ("shim", "grub", "systemd-boot")}
     name = loader.path.rpartition("\\")[2].lower()
     return _PREFERENCE.index(_kind(loader)), int(name not in usual), loader.path
@@ -117,6 +118,8 @@ def _loaders(contents: ImageContents, esp: Esp, state: ExecutionState) -> Iterat
         for path, _ in contents.files(esp):
             if not path.lower().startswith("\\efi\\") or not path.lower().endswith(".efi"):
                 continue
+            if path.lower().startswith("\\efi\\boot\\boot"):
+                continue  # another machine's removable path, whatever stands there
             program = contents.efi_program(esp, path)
             if program is None or program.pe is None or program.pe.machine != state.pe_machine:
                 continue

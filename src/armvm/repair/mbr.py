@@ -77,7 +77,7 @@ def convert_mbr(bench: Workbench) -> None:
     numbers = ", ".join(str(partition.number) for partition in placed)
     reason = "The disk has an MBR partition table and no GPT. Nothing but the tables changes; no partition moves."
     bench.did(_GPT, "LBA 0", f"MBR turned into a GPT; partitions keep their numbers ({numbers}) and places", reason)
-    _warn_of_partuuids(bench, table.mbr, placed)
+    _note_partuuids(bench, table.mbr, placed)
 
 
 def read_mbr_partitions(bench: Workbench, mbr: Mbr) -> tuple[MbrPartition, ...]:
@@ -140,12 +140,8 @@ def _placed(bench: Workbench, mbr: Mbr, partition: MbrPartition) -> Partition:
     return placed
 
 
-def _warn_of_partuuids(bench: Workbench, mbr: Mbr, partitions: tuple[Partition, ...]) -> None:
-    """What names a partition by the disk's MBR signature has to name it anew: say so with both names.
-
-    The guest's own lines are edited in a later stage where they can be; this is for what that does not see.
-    """
+def _note_partuuids(bench: Workbench, mbr: Mbr, partitions: tuple[Partition, ...]) -> None:
+    """What the partitions were called by the disk's signature, and what by their new GUIDs: a later stage renames."""
     if mbr.disk_signature:
-        bench.partuuids.update(
-            {f"{mbr.disk_signature:08x}-{partition.number:02x}": str(partition.unique_guid) for partition in partitions}
-        )
+        for partition in partitions:
+            bench.partuuids[f"{mbr.disk_signature:08x}-{partition.number:02x}"] = str(partition.unique_guid)

@@ -21,6 +21,10 @@ from armvm.spec.verdict import Problem
 _FAT = "image.esp-fat32"
 _BACKUP_SECTOR, _FSINFO_SECTOR = 6, 1
 _MOST_ROUNDS = 12
+_MOST_SAID = 4
+"""How many kinds of faults of one file system are named: one that is left is enough to keep it from passing."""
+_SAFE_TO_COUNT = frozenset({"fsinfo-signature", "fsinfo-sector", "backup-boot-sector", "backup-sector", "fats-differ"})
+"""Beside which faults the clusters can still be counted."""
 _CLEAN = {FatKind.FAT32: (4, 0x08000000), FatKind.FAT16: (2, 0x8000)}
 _WORTH_MENDING = frozenset({"dirty", "fsinfo-free-count"})
 """Not serious, and mended all the same: drivers act on them."""
@@ -60,14 +64,15 @@ def _repair(bench: Workbench, partition: Partition) -> None:
     for _ in range(_MOST_ROUNDS):
         volume = FatVolume(disk)
         problems = verify(volume)
-        todo = [problem for problem in problems if problem.serious or problem.code in _WORTH_MENDING]
+        serious = [problem for problem in problems if problem.serious]
+        todo = serious or [problem for problem in problems if problem.code in _WORTH_MENDING]
         if not any(_mend(bench, disk, volume, problem, where) for problem in todo):
             break
     serious = [problem for problem in verify(FatVolume(disk)) if problem.serious]
     if not serious and FatVolume(disk).kind is not FatKind.FAT32:
         found = FatVolume(disk).kind.value
         bench.cannot(_FAT, where, f"it is {found}: FAT32 takes at least 65525 clusters", _REMEDIES["cluster-count"])
-    for problem in serious:
+    for problem in list({problem.code: problem for problem in reversed(serious)}.values())[-_MOST_SAID:]:
         place = f"{where}, {problem.evidence.where}"
         bench.cannot(_FAT, place, problem.message, _REMEDIES.get(problem.code, _BY_HAND))
 
@@ -198,6 +203,8 @@ def _copy_to_backup(disk: WritableDisk, volume: FatVolume) -> bool:
 
 
 def _write_fsinfo(disk: WritableDisk, volume: FatVolume) -> bool:
+    if not _serious(volume) <= _SAFE_TO_COUNT:
+        return False
     table = volume.table
     free, first_free = 0, 0xFFFFFFFF
     for index in range(-(-table.entry_count // PIECE_ENTRIES)):
@@ -227,7 +234,7 @@ def _copy_table(volume: FatVolume, source: int, disk: WritableDisk) -> bool:
             place = start + index * size + position
             if index != source and disk.read(place, length) != content:
                 disk.write(place, content)
-    return not _serious(FatVolume(disk)) - {"fsinfo-signature", "backup-boot-sector", "backup-sector"}
+    return _serious(FatVolume(disk)) <= _SAFE_TO_COUNT - {"fats-differ"}
 
 
 def _mark_clean(disk: WritableDisk, volume: FatVolume) -> bool:
