@@ -72,7 +72,10 @@ def _repair(bench: Workbench, partition: Partition) -> None:
     if not serious and FatVolume(disk).kind is not FatKind.FAT32:
         found = FatVolume(disk).kind.value
         bench.cannot(_FAT, where, f"it is {found}: FAT32 takes at least 65525 clusters", _REMEDIES["cluster-count"])
-    for problem in list({problem.code: problem for problem in reversed(serious)}.values())[-_MOST_SAID:]:
+    kinds: dict[str, Problem] = {}
+    for problem in serious:
+        kinds.setdefault(problem.code, problem)
+    for problem in list(kinds.values())[:_MOST_SAID]:
         place = f"{where}, {problem.evidence.where}"
         bench.cannot(_FAT, place, problem.message, _REMEDIES.get(problem.code, _BY_HAND))
 
