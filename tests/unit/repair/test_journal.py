@@ -209,7 +209,7 @@ def test_a_disk_without_room_for_the_journal_leaves_the_image_alone(
         raise OSError(28, "No space left on device")
 
     old = image.read_bytes()
-    monkeypatch.setattr(journal.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         write_in_place(image, "raw", SIZE, changes_of(old))
     assert image.read_bytes() == old
