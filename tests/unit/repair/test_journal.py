@@ -172,6 +172,15 @@ def test_an_image_that_changed_since_the_plan_is_refused(image: Path) -> None:
     assert not journal_path(image).exists()
 
 
+def test_a_place_that_holds_the_new_bytes_already_is_a_change_too(image: Path) -> None:
+    changes = changes_of(image.read_bytes())
+    other = applied(image.read_bytes(), changes[:1])
+    image.write_bytes(other)
+    with pytest.raises(InputError, match="changed since"):
+        write_in_place(image, "raw", SIZE, changes)
+    assert image.read_bytes() == other
+
+
 def test_a_journal_is_nobody_elses_to_read(image: Path) -> None:
     with pytest.raises(PowerCutError):
         write_in_place(image, "raw", SIZE, changes_of(image.read_bytes()), opener=dying_after(0))

@@ -31,7 +31,7 @@ from tools.disk_images import (
     systemd_boot,
     unified_kernel,
 )
-from tools.fat_images import BLEMISHED
+from tools.fat_images import BLEMISHED, Sample
 from tools.repairs import REPAIRED, mbr_disk, plan
 
 A32 = ExecutionState.AARCH32
@@ -288,6 +288,15 @@ def test_what_drivers_stumble_over_is_mended_too(code: str) -> None:
         assert len(found.edits) == 1
         (esp,) = ImageContents(patched).esps
         assert code not in {problem.code for problem in ImageContents(patched).volume_problems(esp)}
+
+
+def test_a_mend_that_brings_another_fault_is_none() -> None:
+    sample = Sample()
+    chain = sample.fat(sample.cluster(b"BOOTAA64EFI") + 1, 0)
+    esp = sample.patched(*sample.boot(40, b"\x82\0"), chain[0])
+    with disk_image(esp=esp) as disk:
+        found, patched = plan(disk)
+        assert (found.edits, list(patched.changes())) == ((), [])
 
 
 def test_lost_clusters_are_left_alone() -> None:
