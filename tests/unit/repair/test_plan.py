@@ -403,3 +403,15 @@ def test_what_the_boot_program_looks_for_is_put_there(what: str) -> None:
         assert failed(patched) == set()
         assert files_of(patched) == {**files, target: files[source]}
         assert len(found.edits) == 1
+
+
+@pytest.mark.parametrize("fault", [0, 4096, 2 * 4096, -1])
+def test_a_disk_of_4096_byte_sectors_is_repaired_in_its_own_sectors(fault: int) -> None:
+    image = gpt_images.good_gpt(8 * MIB, sector_size=4096)
+    start = len(image) - 4096 if fault < 0 else fault
+    image[start : start + 600] = bytes(600)
+    found, patched = plan(MemoryDisk(bytes(image), sector_size=4096))
+    assert found.edits
+    after = read_partition_table(patched)
+    assert after.serious_problems == ()
+    assert patched.read(0, 8 * MIB)[512:] == bytes(gpt_images.good_gpt(8 * MIB, sector_size=4096))[512:]
