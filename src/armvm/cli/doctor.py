@@ -40,7 +40,7 @@ _MISSING = MissingError.exit_code
 _VERSION_TIMEOUT_SECONDS = 20
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*")
 _FIRMWARE_OF = {f"firmware-{state.value}": state for state in ExecutionState}
-_VERSION_OPTION = {"mke2fs": "-V"}
+_VERSION_OPTION = dict.fromkeys(("mke2fs", "e2fsck", "debugfs"), "-V")
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,22 +129,25 @@ def serialise_directory(folder: FolderNode, label: bytes, stamp: tuple[int, int,
     slots = []
     if folder.parent is None:
         if label:
-            slots.append(_slot(label, Attribute.VOLUME_LABEL, 0, 0, stamp))
+            slots.append(serialise_slot(label, Attribute.VOLUME_LABEL, 0, 0, stamp))
     else:
         # A parent that is the root goes by cluster 0, wherever it is (fatgen103).
         above = folder.parent.first_cluster if folder.parent.parent else 0
         for name, cluster in zip(DOT_NAMES, (folder.first_cluster, above), strict=True):
-            slots.append(_slot(name, Attribute.DIRECTORY, cluster, 0, stamp))
+            slots.append(serialise_slot(name, Attribute.DIRECTORY, cluster, 0, stamp))
     for child, alias in zip(folder.children.values(), folder.aliases, strict=True):
         if needs_long_name(child.name, alias):
-            slots.extend(_long_name_slots(child.name, alias))
+            slots.extend(serialise_long_name(child.name, alias))
         is_file = isinstance(child, FileNode)
         attributes = Attribute.ARCHIVE if is_file else Attribute.DIRECTORY
-        slots.append(_slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp))
+        slots.append(serialise_slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp))
     return b"".join(slots)
 
 
-def _slot(name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int]) -> bytes:
+def serialise_slot(
+    name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int]
+) -> bytes:
+    """One entry of a directory: the 11 bytes of its short name, where its content starts, and when it was written."""
     date, clock, tenths = stamp
     return struct.pack(
         "<11sBBBHHHHHHHI",
@@ -163,7 +166,7 @@ def _slot(name: bytes, attributes: Attribute, cluster: int, size_bytes: int, sta
     )
 
 
-def _long_name_slots(name: str, alias: bytes) -> list[bytes]:
+def serialise_long_name(name: str, alias: bytes) -> list[bytes]:
     """The slots of a long name, its last part first (fatgen103, "FAT Long Directory Entries")."""
     checksum = long_name_checksum(alias)
     part_bytes = 2 * UNITS_PER_SLOT

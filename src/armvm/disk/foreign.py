@@ -44,11 +44,19 @@ class ForeignDisk(BaseDisk):
     """The image at ``path``, in one of FORMATS, served by a qemu-nbd that lives as long as this disk.
 
     ``name`` is what messages call it (default: the path); the file is not needed by that path once this is made.
+    With ``writable`` it is locked as QEMU locks the image of a VM, and ``write`` changes it; any format that QEMU
+    writes can then be given, qcow2 too.
     Raises InputError when QEMU cannot read the image or it needs other files, MissingError when a program is missing.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], format: str, *, sector_size: int = 512, name: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        format: str,
+        *,
+        sector_size: int = 512,
+        name: str | None = None,
+        writable: bool = False,
     ) -> None:
         path = os.fspath(path)
         name = path if name is None else name
@@ -59,7 +67,9 @@ class ForeignDisk(BaseDisk):
                 _refuse_vhd_difference(file)
         node = _node(path, format)
         _refuse_other_files(node, path, name, format)
-        self._server = _Server(node, name)
+        if writable:
+            node = _node(path, format, writable=True)
+        self._server = _Server(node, name, writable=writable)
         super().__init__(name, format, self._server.client.size_bytes, sector_size)
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -67,6 +77,22 @@ class ForeignDisk(BaseDisk):
             return self._server.client.read(offset, length)
         except (NbdError, OSError) as error:
             raise self._server.failure(error, offset) from error
+
+    def write(self, offset: int, content: bytes) -> None:
+        """Put ``content`` at ``offset``. Raises InputError when it does not fit, OutputError when QEMU cannot."""
+        if offset < 0 or offset + len(content) > self.size_bytes:
+            raise InputError("a write goes past the end", subject=self.name, offset_bytes=offset)
+        try:
+            self._server.client.write(offset, content)
+        except (NbdError, OSError) as error:
+            raise OutputError(f"{self.name}: {self._server.said(error)}") from error
+
+    def flush(self) -> None:
+        """Have what was written on the disk. Raises OutputError when that fails."""
+        try:
+            self._server.client.flush()
+        except (NbdError, OSError) as error:
+            raise OutputError(f"{self.name}: {self._server.said(error)}") from error
 
     def extents(self) -> Iterator[Extent]:
         """Data and zeros as QEMU tells them."""
@@ -107,8 +133,8 @@ def _refuse_vhd_difference(file: RawDisk) -> None:
             )
 
 
-def _node(path: str, format: str) -> str:
-    """The image as QEMU's options: this file and no other, this format, nothing written and nothing locked."""
+def _node(path: str, format: str, *, writable: bool = False) -> str:
+    """The image as QEMU's options: this file and no other, this format; nothing written and nothing locked, or both."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -116,8 +142,8 @@ def _node(path: str, format: str) -> str:
     return "json:" + json.dumps(
         {
             "driver": format,
-            "read-only": True,
-            "force-share": True,
+            "read-only": not writable,
+            "force-share": not writable,
             "backing": None,
             "file": {"driver": "file", "filename": str(Path(path).absolute())},
         }
@@ -143,8 +169,9 @@ def _refuse_other_files(node: str, path: str, name: str, format: str) -> None:
 class _Server:
     """A qemu-nbd of our own and the connection to it."""
 
-    def __init__(self, node: str, name: str) -> None:
+    def __init__(self, node: str, name: str, *, writable: bool = False) -> None:
         self._name = name
+        options = [] if writable else ["--read-only"]
         program = require_program("qemu-nbd")
         with ExitStack() as undo:
             self._stderr: BinaryIO = undo.enter_context(tempfile.TemporaryFile())
@@ -152,7 +179,7 @@ class _Server:
             undo.enter_context(connection)
             # With no listener left on our side, the death of qemu-nbd ends the connection: nothing waits for nobody.
             with listener:
-                self._process, lifeline = _launch([program, "--read-only", node], listener, self._stderr)
+                self._process, lifeline = _launch([program, *options, node], listener, self._stderr)
             undo.callback(self._kill)
             undo.callback(os.close, lifeline)
             try:
@@ -164,11 +191,13 @@ class _Server:
 
     def failure(self, error: Exception, offset: int | None) -> InputError:
         """What went wrong, in QEMU's words where it has any."""
+        return InputError(f"qemu-nbd cannot read it: {self.said(error)}", subject=self._name, offset_bytes=offset)
+
+    def said(self, error: Exception) -> str:
+        """QEMU's own words, else those of ``error``."""
         self._stderr.seek(0)
         said = self._stderr.read(_STDERR_BYTES).decode(errors="replace").strip()
-        return InputError(
-            f"qemu-nbd cannot read it: {printable(said or str(error))}", subject=self._name, offset_bytes=offset
-        )
+        return printable(said or str(error))
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

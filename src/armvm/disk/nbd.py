@@ -1,4 +1,4 @@
-"""A small strict NBD client over a connected socket: one export, reads and block status, a deadline on every step.
+"""A small strict NBD client over a connected socket: one export, reads, writes, block status, a deadline on every step.
 
 Source: doc/proto.md of the NBD project; section names in quotes below are its own. It asks for structured replies and
 the ``base:allocation`` context, which every qemu-nbd since 2.12 has, and takes no server without them.
@@ -25,8 +25,10 @@ _REP_ACK, _REP_INFO, _REP_META_CONTEXT, _REP_ERROR = 1, 3, 4, 1 << 31
 _INFO_EXPORT = 0
 _ALLOCATION = b"base:allocation"
 
-_REQUEST_MAGIC, _CHUNK_MAGIC = 0x25609513, 0x668E33EF
-_CMD_READ, _CMD_DISC, _CMD_BLOCK_STATUS = 0, 2, 7
+_SIMPLE = struct.Struct(">IIQ")
+
+_REQUEST_MAGIC, _CHUNK_MAGIC, _SIMPLE_MAGIC = 0x25609513, 0x668E33EF, 0x67446698
+_CMD_READ, _CMD_WRITE, _CMD_DISC, _CMD_FLUSH, _CMD_BLOCK_STATUS = 0, 1, 2, 3, 7
 _DONE = 1
 _NONE, _OFFSET_DATA, _OFFSET_HOLE, _BLOCK_STATUS, _CHUNK_ERROR = 0, 1, 2, 5, 1 << 15
 _STATE_ZERO = 2
@@ -132,6 +134,33 @@ class NbdClient:
                     yield run, not state & _STATE_ZERO
         if left == length:
             raise NbdError("told nothing about what is allocated")
+
+    def write(self, offset: int, content: bytes) -> None:
+        """Put ``content`` at ``offset``, which the caller keeps inside the export; ``flush`` makes it last."""
+        for start in range(0, len(content), _MAX_READ_BYTES):
+            piece = content[start : start + _MAX_READ_BYTES]
+            self._command(_CMD_WRITE, offset + start, len(piece), piece)
+
+    def flush(self) -> None:
+        """Have everything that was written on the disk before this returns."""
+        self._command(_CMD_FLUSH, 0, 0, b"")
+
+    def _command(self, command: int, offset: int, length: int, payload: bytes) -> None:
+        """A request that is answered by yes or no: as a simple reply, or a chunk, as the server likes."""
+        self._cookie += 1
+        self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, command, self._cookie, offset, length) + payload)
+        head = self._receive(_SIMPLE.size)
+        magic, error, cookie = _SIMPLE.unpack(head)
+        if magic == _SIMPLE_MAGIC and cookie == self._cookie:
+            if error:
+                raise NbdError(f"cannot write: error {error}")
+            return
+        magic, flags, kind, cookie, size = _CHUNK.unpack(head + self._receive(_CHUNK.size - _SIMPLE.size))
+        if magic != _CHUNK_MAGIC or cookie != self._cookie or size > _MAX_REPLY_BYTES or not flags & _DONE:
+            raise NbdError("answered out of order")
+        said = self._receive(size)
+        if kind & _CHUNK_ERROR:
+            raise NbdError(f"cannot write: {said[6:].decode(errors='replace') or 'no reason given'}")
 
     def _request(self, command: int, offset: int, length: int, *, max_payload: int) -> Iterator[tuple[int, bytes]]:
         """Send a request; the chunks of its reply, as (type, payload) ("Structured reply chunk message")."""

@@ -19,13 +19,14 @@ def render_json(reports: Sequence[Report], *, profile: str, created: str) -> str
         "tool": {"name": "armvm", "version": __version__},
         "profile": profile,
         "created": created,
-        "reports": [_report(report) for report in reports],
+        "reports": [report_value(report) for report in reports],
     }
     # Names from an image may hold lone surrogates, which are no valid UTF-8: ASCII escapes carry them unharmed.
     return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
 
 
-def _report(report: Report) -> dict[str, Any]:
+def report_value(report: Report) -> dict[str, Any]:
+    """One report as the value that stands for it in JSON."""
     subject = {"kind": report.subject.kind, "name": report.subject.name}
     return {
         "subject": {**subject, "format": report.subject.format, "size_bytes": report.subject.size_bytes},
