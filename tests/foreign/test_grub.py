@@ -171,7 +171,17 @@ def test_the_installers_grub() -> None:
 def test_a_standalone_grub_reads_the_tar_that_it_carries(tmp_path: Path) -> None:
     config, program = tmp_path / "grub.cfg", tmp_path / "grub.efi"
     config.write_text(f"search --fs-uuid --set=root {BOOT_UUID}\nconfigfile /boot/grub/grub.cfg\n")
-    command = ["grub-mkstandalone", "-O", "arm64-efi", "-d", str(_modules()), "-o", str(program), "--locales=", "--fonts="]
+    command = [
+        "grub-mkstandalone",
+        "-O",
+        "arm64-efi",
+        "-d",
+        str(_modules()),
+        "-o",
+        str(program),
+        "--locales=",
+        "--fonts=",
+    ]
     modules = "--install-modules=normal configfile search search_fs_uuid part_gpt fat ext2 linux tar memdisk"
     subprocess.run(
         [*command, "--themes=", modules, f"boot/grub/grub.cfg={config}"], check=True, capture_output=True, timeout=120

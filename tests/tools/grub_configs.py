@@ -1,5 +1,7 @@
 """GRUB configurations as distributions make them, for tests: faithful in structure, with UUIDs of our own."""
 
+# ruff: noqa: E101, E501 - the lines are as the tools write them
+
 from __future__ import annotations
 
 from tools.boot_volumes import BOOT_UUID, ROOT_UUID
@@ -172,9 +174,11 @@ def debian(*, default: str = "0", boot_uuid: str = BOOT_UUID, versions: tuple[st
         for version in versions
         for suffix, kind, arguments in (("", "advanced", "quiet"), (" (recovery mode)", "recovery", "single"))
     )
-    submenu = f"submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-advanced-{ROOT_UUID}' {{\n"
+    submenu = (
+        f"submenu 'Advanced options for Debian GNU/Linux' $menuentry_id_option 'gnulinux-advanced-{ROOT_UUID}' {{\n"
+    )
     linux = (
-        "\n### BEGIN /etc/grub.d/10_linux ###\nfunction gfxmode {\n\tset gfxpayload=\"${1}\"\n}\nset linux_gfx_mode=\n"
+        '\n### BEGIN /etc/grub.d/10_linux ###\nfunction gfxmode {\n\tset gfxpayload="${1}"\n}\nset linux_gfx_mode=\n'
         f"export linux_gfx_mode\n{simple}{submenu}{advanced}}}\n### END /etc/grub.d/10_linux ###\n\n"
     )
     text = _HEADER.replace("@DEFAULT@", default) + linux + _TAIL

@@ -273,7 +273,7 @@ def _config(file: PlacedFile) -> Evidence:
 
 def _kernel(visit: _Visit, state: ExecutionState) -> Outcome:
     where = visit.started.place.where
-    name = visit.started.place.path.rpartition("/")[2]
+    name = printable(visit.started.place.path.rpartition("/")[2])
     entry = BootEntry(
         title=visit.title or name,
         state=state,
@@ -290,7 +290,7 @@ def _kernel(visit: _Visit, state: ExecutionState) -> Outcome:
 
 def _unified_kernel(visit: _Visit, state: ExecutionState) -> Outcome:
     where = visit.started.place.where
-    name = visit.started.place.path.rpartition("/")[2]
+    name = printable(visit.started.place.path.rpartition("/")[2])
     try:
         kernel = _section(visit, ".linux")
         initrds = tuple(

@@ -255,16 +255,17 @@ class GrubRun:
         self.functions[name.keyword or ""] = body
 
     def _if(self, branches: tuple[tuple[Block, Block], ...], otherwise: Block) -> bool | None:
-        if not branches:
-            return self.run(otherwise)
-        (condition, body), *others = branches
-        holds = self.run(condition)
-        if holds is True:
-            return self.run(body)
-        with self.deeper():
+        for at, (condition, body) in enumerate(branches):
+            holds = self.run(condition)
+            if holds is True:
+                return self.run(body)
             if holds is None:
-                return self.either(lambda: self.run(body), lambda: self._if(tuple(others), otherwise))
-            return self._if(tuple(others), otherwise)
+                return self._if_unknown(body, branches[at + 1 :], otherwise)
+        return self.run(otherwise)
+
+    def _if_unknown(self, body: Block, others: tuple[tuple[Block, Block], ...], otherwise: Block) -> bool | None:
+        with self.deeper():
+            return self.either(lambda: self.run(body), lambda: self._if(others, otherwise))
 
     def either(self, *ways: Callable[[], bool | None]) -> bool | None:
         """Run every way from the same start, and go on with what they leave in common."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from armvm.printable import printable
+
 MOST_NESTED = 32
 """How deep blocks may stand in each other."""
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[?@*#])\}|([A-Za-z_][A-Za-z0-9_]*|[0-9]+|[?@*#]))")
@@ -316,7 +318,7 @@ class _Parser:
         token = self._peek()
         found = {"\n": "the line's end", "end": "the file's end"}.get(token.sign, token.sign)
         if token.word is not None:
-            found = token.word.keyword or "a word"
+            found = printable(token.word.keyword or "a word")
         return _Wrong(token.line, f"found {found}, expected {expected}")
 
     def _expect_keyword(self, name: str) -> None:

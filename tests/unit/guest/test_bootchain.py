@@ -168,7 +168,11 @@ def test_a_list_that_leads_nowhere_is_named(lists: dict[str, bytes], found: str)
 
 
 def test_a_fallback_whose_loader_finds_nothing_fails_by_that() -> None:
-    files = {**VENDOR, "EFI/debian/BOOTAA64.CSV": boot_csv("shimaa64.efi"), "EFI/debian/grubaa64.efi": grub("/EFI/debian")}
+    files = {
+        **VENDOR,
+        "EFI/debian/BOOTAA64.CSV": boot_csv("shimaa64.efi"),
+        "EFI/debian/grubaa64.efi": grub("/EFI/debian"),
+    }
     judgement = audit(files).judgement
     assert judgement.verdict is Verdict.FAIL
     assert "/EFI/debian/grub.cfg" in judgement.evidence[0].found

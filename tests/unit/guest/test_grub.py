@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_unknown_with_its_reason() -> None:
         ("if [ $grub_platform = efi -a $grub_cpu = arm64 ]; then linux /k yes; else linux /k no; fi", "yes"),
         ("if [ ! -f /gone -a -s /k ]; then linux /k yes; else linux /k no; fi", "yes"),
         ("if [ -d /g ]; then linux /k d; fi", "d"),
-        ("if [ -z \"$unset\" -a -n \"a\" ]; then linux /k z; fi", "z"),
+        ('if [ -z "$unset" -a -n "a" ]; then linux /k z; fi', "z"),
         ("if false; then linux /k a; elif true; then linux /k b; else linux /k c; fi", "b"),
         ("if ! search --file /gone; then linux /k gone; fi", "gone"),
         ("search --set=found --file /g/grub.cfg\nlinux ($found)/k $found", "hd0,gpt1"),
@@ -246,7 +246,7 @@ def test_what_cannot_be_read_is_unknown_with_its_reason() -> None:
         ("function f {\n  linux /k $1 $#\n}\nf a b", "a 2"),
         ("function f {\n  return 1\n}\nif f; then linux /k a; else linux /k b; fi", "b"),
         ("set x=1\nunset x\nlinux /k [$x]", "[]"),
-        ("eval \"set x=5\"\nlinux /k $x", "5"),
+        ('eval "set x=5"\nlinux /k $x', "5"),
         ("false\nlinux /k $?", "1"),
         ("if true; then :; fi\ntrue\nlinux /k $?", "0"),
         ("linux /k a\\'b", "a\\'b"),
@@ -343,4 +343,4 @@ def test_it_always_ends(config: str) -> None:
     ],
 )
 def test_conditions(words: list[str | None], expected: bool | None) -> None:
-    assert judge(words, lambda operator, path: None) is expected
+    assert judge(words, lambda _operator, _path: None) is expected

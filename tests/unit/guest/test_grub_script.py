@@ -51,6 +51,8 @@ def test_a_wrong_statement_costs_itself_alone() -> None:
     assert len(script.statements) == 3
 
 
-@pytest.mark.parametrize("text", ["if a; then " * 40 + "b" + "; fi" * 40, "menuentry x {" * 5000, "{" * 5000, "'", '"a'])
+@pytest.mark.parametrize(
+    "text", ["if a; then " * 40 + "b" + "; fi" * 40, "menuentry x {" * 5000, "{" * 5000, "'", '"a']
+)
 def test_what_is_nested_too_deep_or_never_closed_is_dropped(text: str) -> None:
     assert parse_script(text).problems
