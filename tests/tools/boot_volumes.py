@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from armvm.disk.files import FileSystem, MemoryFileSystem
+from armvm.disk.files_fat import FatFileSystem
 from armvm.disk.filesystems import Content
 from armvm.disk.gpt_format import Partition
 from armvm.disk.storage import Disk
 from armvm.errors import ArmvmError
 from armvm.guest.bootchain import BootChain, find_boot
 from armvm.guest.check_boot import check_self_contained
-from armvm.guest.memdisk import FatFiles
 from armvm.guid import LINUX_DATA_TYPE
 from armvm.image.contents import ImageContents
 from armvm.spec.judgement import Judgement
@@ -67,7 +67,7 @@ def audit(files: Mapping[str, bytes] | Disk | None = None, *more: StandIn) -> Au
     disk = files if isinstance(files, Disk) else disk_image(files)
     contents = ImageContents(disk)
     esps = [
-        StandIn(esp.where, FatFiles(esp.volume, esp.where), Content("vfat", None, "AAAA-BBBB"), esp.partition)
+        StandIn(esp.where, FatFileSystem(esp.volume, name=esp.where), Content("vfat", None, "AAAA-BBBB"), esp.partition)
         for esp in contents.esps
         if esp.volume is not None
     ]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from armvm.disk.fat import FatEntry, FatVolume
-from armvm.disk.fat_directory import fold_name
-from armvm.disk.files import BaseFileSystem, FileEntry, FileKind, FileSystem, MemoryFileSystem
+from armvm.disk.files import FileSystem, MemoryFileSystem
 from armvm.disk.filesystems import detect_content
 from armvm.disk.storage import Disk
 from armvm.errors import ArmvmError, InputError
@@ -30,7 +28,7 @@ def open_memdisk(disk: Disk, *, name: str, open_files: OpenFiles | None = None) 
     try:
         content = detect_content(disk)
         if content is not None and content.kind == "vfat":
-            return FatFiles(FatVolume(disk), name)
+            return FatFileSystem(disk, name=name)
         if content is not None:
             if open_files is None:
                 return NoAnswer(Absent.UNTOLD, f"the memory disk holds {content.kind}, which is not read")
@@ -62,36 +60,3 @@ def _tar_files(disk: Disk, name: str) -> FileSystem:
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise InputError("the memory disk is no tar archive that can be read", subject=name) from error
     return MemoryFileSystem(files, links, name=name)
-
-
-class FatFiles(BaseFileSystem):
-    """A FAT volume's files, read when they are asked for."""
-
-    def __init__(self, volume: FatVolume, name: str) -> None:
-        super().__init__(name, "vfat")
-        self._volume = volume
-
-    def _root(self) -> FileEntry:
-        return FileEntry("/", FileKind.FOLDER, node=self._volume.root)
-
-    def _list(self, folder: FileEntry) -> Iterable[FileEntry]:
-        return [self._entry(folder, found) for found in self._volume.entries(self._node(folder))]
-
-    def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
-        wanted = fold_name(name)
-        for found in self._volume.entries(self._node(folder)):
-            if wanted in (fold_name(found.name), fold_name(found.short_name)):
-                return self._entry(folder, found)
-        return None
-
-    def _open(self, entry: FileEntry) -> Disk:
-        return self._volume.open(self._node(entry))
-
-    def _entry(self, folder: FileEntry, found: FatEntry) -> FileEntry:
-        kind = FileKind.FOLDER if found.is_directory else FileKind.FILE
-        return FileEntry(f"{folder.path.rstrip('/')}/{found.name}", kind, found.size_bytes, node=found)
-
-    def _node(self, entry: FileEntry) -> FatEntry:
-        if not isinstance(entry.node, FatEntry):
-            raise InputError("is an entry of another file system", subject=self._subject(entry.path))
-        return entry.node

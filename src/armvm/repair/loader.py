@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from armvm.disk.fat_edit import FatEditor
+from armvm.disk.files import join
 from armvm.disk.storage import MemoryDisk
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
-from armvm.image.bootprogram import ProgramKind, grub_config_path
+from armvm.image.bootprogram import ProgramKind
 from armvm.image.contents import EfiProgram, Esp, ImageContents
 from armvm.printable import printable
 from armvm.repair.workbench import Workbench
@@ -210,7 +211,7 @@ def _complete_grub(bench: Workbench, contents: ImageContents, grub: EfiProgram) 
         return
     own = grub.path.rpartition("\\")[0]
     prefix = program.grub_prefix or own.replace("\\", "/")
-    config = grub_config_path(prefix)
+    config = _grub_config_path(prefix)
     if config is None or _file(contents, grub.esp, config):
         return
     found = [path for path, _ in contents.files(grub.esp) if path.lower().endswith("\\grub.cfg")]
@@ -239,3 +240,12 @@ def _copy(bench: Workbench, esp: Esp, copies: list[_Copy]) -> None:
             disk.write(offset, content)
     finally:
         scratch.close()
+
+
+def _grub_config_path(prefix: str) -> str | None:
+    """The path of grub.cfg below the ESP's root for a GRUB ``prefix`` without a device; None for one with a device.
+
+    GRUB takes the device that it was started from when its prefix names none (``/EFI/debian``; ``(,gpt1)/grub`` and
+    ``(hd0,gpt1)/grub`` name one).
+    """
+    return None if prefix.startswith("(") else join(prefix, "grub.cfg")

@@ -7,16 +7,16 @@ import tarfile
 
 import pytest
 
-from armvm.disk.fat import FatVolume
+from armvm.disk.files_fat import FatFileSystem
 from armvm.disk.storage import MemoryDisk
 from armvm.errors import InputError, MissingError
 from armvm.execution import ExecutionState
 from armvm.guest.bootchain import find_boot
+from armvm.guest.check import check_image
 from armvm.guest.check_boot import check_self_contained
 from armvm.guest.grub_devices import NoAnswer
-from armvm.guest.memdisk import FatFiles, open_memdisk
+from armvm.guest.memdisk import open_memdisk
 from armvm.guid import XBOOTLDR_TYPE
-from armvm.guest.check import check_image
 from armvm.image.check import CHECKS
 from armvm.image.contents import ImageContents
 from armvm.spec.verdict import Level, Verdict
@@ -278,7 +278,7 @@ def test_memory_disks() -> None:
 
 
 def test_fat_names_are_found_in_any_case() -> None:
-    files = FatFiles(FatVolume(fat_images.fat32_disk({"EFI/A long name.txt": b"x"})), "esp")
+    files = FatFileSystem(fat_images.fat32_disk({"EFI/A long name.txt": b"x"}), name="esp")
     entry = files.lookup("/efi/a LONG name.TXT")
     assert entry is not None
     assert entry.path == "/EFI/A long name.txt"
