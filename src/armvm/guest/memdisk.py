@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 
 from armvm.disk.files import FileSystem, MemoryFileSystem
+from armvm.disk.files_fat import FatFileSystem
 from armvm.disk.filesystems import detect_content
 from armvm.disk.storage import Disk
 from armvm.errors import ArmvmError, InputError
