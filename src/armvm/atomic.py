@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from armvm.errors import OutputError
 
-
 _DESCRIPTORS = "/proc/self/fd"
 
 

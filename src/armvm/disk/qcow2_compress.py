@@ -1,5 +1,6 @@
-"""Compresses the clusters of a new qcow2 image, on every processor there is and in order (zlib and zstd let go of
-Python's lock): the same input gives the same bytes, however many there are.
+"""Compresses the clusters of a new qcow2 image on every processor there is, and keeps their order.
+
+zlib and zstd let go of Python's lock. The same input gives the same bytes, however many processors there are.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Layout: header · L1 table · for each L2 table its data clusters and then the table · refcount blocks · refcount table.
 Everything is written once and in order but the L1 table and the header, which come last: a file that was cut short is
-no image. Compressed clusters are packed one behind the other into clusters of their own. Source: docs/interop/qcow2.txt of QEMU; section names in quotes below are its own.
+no image. Compressed clusters are packed one behind the other into clusters of their own.
+Source: docs/interop/qcow2.txt of QEMU; section names in quotes below are its own.
 """
 
 from __future__ import annotations
