@@ -145,20 +145,20 @@ def serialise_directory(folder: FolderNode, label: bytes, stamp: tuple[int, int,
         # A parent that is the root goes by cluster 0, wherever it is (fatgen103).
         above = folder.parent.first_cluster if folder.parent.parent else 0
         for name, cluster in zip(DOT_NAMES, (folder.first_cluster, above), strict=True):
-            slots.append(_slot(name, Attribute.DIRECTORY, cluster, 0, stamp, folder.slot))
+            slots.append(_slot(name, Attribute.DIRECTORY, cluster, 0, stamp, kept=folder.slot))
     for child, alias in zip(folder.children.values(), folder.aliases, strict=True):
         if needs_long_name(child.name, alias):
             slots.extend(_long_name_slots(child.name, alias))
         is_file = isinstance(child, FileNode)
         attributes = Attribute.ARCHIVE if is_file else Attribute.DIRECTORY
         slots.append(
-            _slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp, child.slot)
+            _slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp, kept=child.slot)
         )
     return b"".join(slots)
 
 
 def _slot(
-    name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int], kept: bytes = b""
+    name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int], *, kept: bytes = b""
 ) -> bytes:
     """A slot; ``kept`` is another whose times and attributes it takes over (which makes no folder of a file)."""
     date, clock, tenths = stamp
