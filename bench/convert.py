@@ -89,8 +89,8 @@ def main() -> int:
     parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--folder", type=Path, help="where the images are made (default: the system's)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="armvm-bench-", dir=options.folder) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="armvm-bench-", dir=options.folder) as scratch:
+        folder = Path(scratch)
         raw = make_disk(folder / "disk.img", options.size_mib)
         first = Case("", (*ARMVM, "convert", "-q", str(raw), str(folder / "disk.qcow2")))
         measure(first)
@@ -106,9 +106,9 @@ def main() -> int:
                 for case, taken in samples.items()
             }
             cpu_peer, wall_peer = medians[peer.name]
-            for case, (cpu, wall) in medians.items():
+            for name, (cpu, wall) in medians.items():
                 print(
-                    f"  {case:<34}{wall * 1000:>9.0f}{wall / wall_peer:>7.2f}{cpu * 1000:>9.0f}{cpu / cpu_peer:>7.2f}"
+                    f"  {name:<34}{wall * 1000:>9.0f}{wall / wall_peer:>7.2f}{cpu * 1000:>9.0f}{cpu / cpu_peer:>7.2f}"
                 )
     return 0
 
