@@ -15,7 +15,7 @@ from armvm.disk.qcow2_header import Compression
 
 _MOST_WORKERS = 16
 _ZLIB_WINDOW_BITS = -12
-"""Raw deflate with a window of 4 KiB: QEMU's decoder is set up for no larger one (block/qcow2-threads.c)."""
+"""Raw deflate with a window of 4 KiB: what QEMU writes and sets its decoder up for (block/qcow2-threads.c)."""
 _ZLIB_MEMORY = 9
 _ZSTD_LEVEL = 3
 
