@@ -11,21 +11,24 @@ from typing import BinaryIO
 
 from armvm.errors import OutputError
 
+_DESCRIPTORS = "/proc/self/fd"
+
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o666, overwrite: bool = True) -> Iterator[BinaryIO]:
     """A new binary file (readable and writable) that takes the place of ``path`` when the block ends without an error.
 
-    The bytes are written beside ``path`` under a name of their own, flushed to the disk, and renamed over it; then the
-    folder is flushed. On any error the new file is removed and what stood at ``path`` is untouched. Without
-    ``overwrite``, an existing ``path`` is refused, also one that appears meanwhile.
+    Where the system can, the file has no name while it is written, so that even a killed process leaves nothing behind;
+    elsewhere it stands beside ``path`` as ``.NAME.XXXXXXXX.part``. At the end it is flushed to the disk and put at
+    ``path``; then the folder is flushed. On any error the new file is gone and what stood at ``path`` is untouched.
+    Without ``overwrite``, an existing ``path`` is refused, also one that appears meanwhile.
     Raises OutputError when the file cannot be written.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     if not overwrite and path.exists():
         raise OutputError(f"{path} is already there", hint="choose another name, or allow it to be replaced")
     try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode)
+        descriptor, nameless = _open_new(beside, mode)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -33,9 +36,11 @@ def replacing(path: Path, *, mode: int = 0o666, overwrite: bool = True) -> Itera
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if nameless:
+                _give_name(file.fileno(), beside if overwrite else path)
         if overwrite:
             os.replace(beside, path)
-        else:
+        elif not nameless:
             os.link(beside, path)
             os.unlink(beside)
         sync_folder(path.parent)
@@ -46,6 +51,26 @@ def replacing(path: Path, *, mode: int = 0o666, overwrite: bool = True) -> Itera
     finally:
         with suppress(FileNotFoundError):
             os.unlink(beside)
+
+
+def _open_new(beside: Path, mode: int) -> tuple[int, bool]:
+    """A new file in the folder of ``beside``, and whether it has no name (Linux, open(2), O_TMPFILE)."""
+    nameless = getattr(os, "O_TMPFILE", None)
+    if nameless is not None and os.path.isdir(_DESCRIPTORS):  # noqa: PTH112 - a plain string, nothing to be gained
+        # Not every file system has it, and those that lack it say so in many ways: whatever the reason, use a name.
+        with suppress(OSError):
+            return os.open(beside.parent, os.O_RDWR | nameless | os.O_CLOEXEC, mode), True
+    return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), mode), False
+
+
+def _give_name(descriptor: int, path: Path) -> None:
+    """Put the nameless file at ``path``, where nothing may be yet."""
+    folder = os.open(_DESCRIPTORS, os.O_RDONLY)
+    try:
+        # With a folder's descriptor, Python calls linkat(2), which follows the link in /proc to the file itself.
+        os.link(str(descriptor), path, src_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def write_file(path: Path, content: bytes, *, mode: int = 0o666) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from armvm.disk.composed import ComposedDisk
+from armvm.disk.qcow2 import open_qcow2
+from armvm.disk.qcow2_header import Compression
 from armvm.disk.qcow2_write import write_overlay, write_qcow2
 from armvm.disk.raw import RawDisk
 from armvm.disk.storage import Disk, MemoryDisk
-from armvm.errors import UsageError
+from armvm.errors import InputError, UsageError
 from tools.containers import MIB, qemu_img, scattered_raw
 
 
@@ -144,3 +146,60 @@ def test_overlay_takes_writes(tmp_path: Path) -> None:
 def test_backing_path_that_does_not_fit(tmp_path: Path, length: int, cluster_size: int) -> None:
     with (tmp_path / "image").open("w+b") as file, pytest.raises(UsageError, match="cannot name"):
         write_overlay(file, backing_path="x" * length, backing_format="raw", size_bytes=MIB, cluster_size=cluster_size)
+
+
+@pytest.mark.parametrize("cluster_size", [512, 4096, 65536, 2 * MIB])
+@pytest.mark.parametrize("compression", Compression)
+def test_compressed_copy_is_sound_and_equal(tmp_path: Path, compression: Compression, cluster_size: int) -> None:
+    """Pieces that compress and pieces that do not, in turn: plain clusters stand between the compressed ones."""
+    scattered_raw(tmp_path / "raw", 24 * MIB, pieces=120)
+    image, plain = tmp_path / "image", tmp_path / "plain"
+    with RawDisk(tmp_path / "raw") as source:
+        with image.open("w+b") as file:
+            write_qcow2(file, source, cluster_size=cluster_size, compression=compression)
+        _written(plain, source, cluster_size)
+    _assert_sound(image)
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", tmp_path / "raw", image)
+    assert image.stat().st_size < plain.stat().st_size
+    info = json.loads(qemu_img("info", "--output=json", image))
+    assert info["format-specific"]["data"]["compression-type"] == compression.name.lower()
+    mapped = json.loads(qemu_img("map", "-f", "qcow2", "--output=json", image))
+    assert any(run["data"] and run.get("compressed", "offset" not in run) for run in mapped)
+    with open_qcow2(image) as back, RawDisk(tmp_path / "raw") as source:
+        assert back.read(0, 24 * MIB) == source.read(0, 24 * MIB)
+
+
+@pytest.mark.parametrize("compression", Compression)
+def test_compressed_image_takes_writes(tmp_path: Path, compression: Compression) -> None:
+    """QEMU frees compressed clusters as it writes over them: every count must be right to the last sharer."""
+    image = tmp_path / "image"
+    with image.open("w+b") as file:
+        write_qcow2(file, MemoryDisk(b"armvm" * (8 * MIB // 5)), compression=compression)
+    qemu_img("bench", "-q", "-w", "-c", "300", "-S", "20480", "-f", "qcow2", image)
+    found = json.loads(qemu_img("check", "-f", "qcow2", "--output=json", image))
+    assert (found["check-errors"], found.get("leaks", 0), found.get("corruptions", 0)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("compression", Compression)
+def test_compressed_bytes_are_the_same_on_any_number_of_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: Compression
+) -> None:
+    scattered_raw(tmp_path / "raw", 24 * MIB, pieces=120)
+    images = []
+    for processors in (1, 7):
+        monkeypatch.setattr("armvm.disk.qcow2_compress._processors", lambda count=processors: count)
+        images.append(tmp_path / str(processors))
+        with RawDisk(tmp_path / "raw") as source, images[-1].open("w+b") as file:
+            write_qcow2(file, source, compression=compression)
+    assert images[0].read_bytes() == images[1].read_bytes()
+
+
+def test_a_source_that_breaks_while_it_is_compressed(tmp_path: Path) -> None:
+    class Broken(MemoryDisk):
+        def _read(self, offset: int, length: int) -> bytes:
+            if offset >= 6 * MIB:
+                raise InputError("cannot be read", subject=self.name)
+            return super()._read(offset, length)
+
+    with (tmp_path / "image").open("w+b") as file, pytest.raises(InputError, match="cannot be read"):
+        write_qcow2(file, Broken(b"x" * 12 * MIB), compression=Compression.ZLIB)

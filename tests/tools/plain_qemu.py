@@ -44,10 +44,14 @@ PLATFORMS = {platform.name: platform for platform in _platforms()}
 EVERY_PLATFORM = pytest.mark.parametrize("platform", PLATFORMS.values(), ids=list(PLATFORMS))
 
 
-def boot(platform: Platform, image: Path, until: str, *, powers_off: bool = True) -> str:
-    """What the machine says until ``until`` stands in it; then it must power off by itself, or is killed."""
+def boot(platform: Platform, image: Path, until: str, *, powers_off: bool = True, sector_size: int = 512) -> str:
+    """What the machine says until ``until`` stands in it; then it must power off by itself, or is killed.
+
+    The disk has logical sectors of ``sector_size`` bytes.
+    """
     argv = [*platform.machine, *platform.firmware, "-m", "1024", "-nographic", "-no-reboot", "-net", "none"]
-    argv += ["-boot", "menu=on,splash-time=0", "-device", "virtio-blk-pci,drive=disk,bootindex=0"]
+    sectors = "" if sector_size == 512 else f",logical_block_size={sector_size},physical_block_size={sector_size}"
+    argv += ["-boot", "menu=on,splash-time=0", "-device", f"virtio-blk-pci,drive=disk,bootindex=0{sectors}"]
     argv += ["-drive", f"if=none,id=disk,format=raw,readonly=on,file={image}"]
     deadline = time.monotonic() + DEADLINE_SECONDS
     said = b""

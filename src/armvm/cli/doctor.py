@@ -40,7 +40,7 @@ _MISSING = MissingError.exit_code
 _VERSION_TIMEOUT_SECONDS = 20
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*")
 _FIRMWARE_OF = {f"firmware-{state.value}": state for state in ExecutionState}
-_VERSION_OPTION = dict.fromkeys(("mke2fs", "e2fsck", "debugfs"), "-V")
+_VERSION_OPTION: dict[str, str | None] = {"mke2fs": "-V", "e2fsck": "-V", "debugfs": "-V", "resize2fs": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,8 @@ def _look_for(component: Component) -> Found:
     if path is None:
         return Found(component)
     option = _VERSION_OPTION.get(component.name, "--version")
+    if option is None:  # a program that cannot be asked
+        return Found(component, path)
     try:
         said = run(component.name, [option], timeout_seconds=_VERSION_TIMEOUT_SECONDS)
     except (ProgramError, OSError) as error:

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("armvm.cli.check", "judge disk images against the specification, without booting them"),
     "inspect": ("armvm.cli.inspect", "say what a disk image holds, without judging it"),
     "build": ("armvm.cli.build", "make a portable disk image"),
+    "convert": ("armvm.cli.convert", "write a disk image in another format, with other sectors, or of another size"),
     "repair": ("armvm.cli.repair", "say how to make a disk image conform, or make it conform"),
     "run": ("armvm.cli.run", "boot a disk image on a conforming virtual machine"),
     "probe": ("armvm.cli.probe", "judge a platform from inside the VM: this machine's, or any hypervisor's"),

@@ -31,8 +31,13 @@ class ComposedDisk(BaseDisk):
 
     def _read(self, offset: int, length: int) -> bytes:
         end = offset + length
+        last = max(bisect_right(self._starts, offset) - 1, 0)
+        if self._pieces and self._starts[last] <= offset:
+            start, disk = self._pieces[last]
+            if end <= start + disk.size_bytes:  # nearly every read of a copy: nothing to put together
+                return disk.read(offset - start, length)
         result = bytearray(length)
-        for index in range(max(bisect_right(self._starts, offset) - 1, 0), len(self._pieces)):
+        for index in range(last, len(self._pieces)):
             start, disk = self._pieces[index]
             if start >= end:
                 break

@@ -30,22 +30,29 @@ EARLIEST_TIME = 315532800
 LATEST_TIME = 4354819198
 """1980-01-01 00:00:00 and 2107-12-31 23:59:58 UTC, in seconds since 1970: the times that FAT can say."""
 
+_KEPT_ATTRIBUTES = Attribute.READ_ONLY | Attribute.HIDDEN | Attribute.SYSTEM | Attribute.ARCHIVE
+
 _SEPARATORS = re.compile(r"[\\/]")
 
 
 @dataclass(frozen=True, slots=True)
 class FatFile:
-    """A file to be written at ``path``, whose parts slashes of either kind separate; read only when it is copied."""
+    """A file to be written at ``path``, whose parts slashes of either kind separate; read only when it is copied.
+
+    ``slot`` is the directory slot of another volume (``FatEntry.slot``) whose times and attributes it keeps.
+    """
 
     path: str
     content: Disk
+    slot: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class FatFolder:
-    """A folder to be made at ``path``; the folders that a file stands in need no mention."""
+    """A folder to be made at ``path``; the folders that a file stands in need no mention. ``slot``: see FatFile."""
 
     path: str
+    slot: bytes = b""
 
 
 @dataclass(slots=True)
@@ -56,6 +63,7 @@ class FileNode:
     content: Disk
     size_bytes: int
     first_cluster: int = 0
+    slot: bytes = b""
 
 
 @dataclass(slots=True)
@@ -68,6 +76,7 @@ class FolderNode:
     aliases: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
     first_cluster: int = 0
+    slot: bytes = b""
 
 
 def collect_tree(tree: Sequence[FatFile | FatFolder], label: bytes) -> list[FileNode | FolderNode]:
@@ -100,7 +109,9 @@ def _add(root: FolderNode, item: FatFile | FatFolder) -> None:
         if isinstance(child, FileNode):
             raise UsageError(f"{printable(item.path)}: {printable(part)} is a file and a folder")
         folder = child
-    if isinstance(item, FatFile):
+    if isinstance(item, FatFolder):
+        folder.slot = item.slot
+    else:
         if not parts:
             raise UsageError("a file needs a name")
         if fold_name(parts[-1]) in folder.children:
@@ -108,7 +119,7 @@ def _add(root: FolderNode, item: FatFile | FatFolder) -> None:
         size_bytes = item.content.size_bytes
         if size_bytes > MOST_FILE_BYTES:
             raise UsageError(f"{printable(item.path)} has {format_size(size_bytes)}, a file on FAT32 less than 4 GiB")
-        folder.children[fold_name(parts[-1])] = FileNode(parts[-1], item.content, size_bytes)
+        folder.children[fold_name(parts[-1])] = FileNode(parts[-1], item.content, size_bytes, slot=item.slot)
 
 
 def _folders(root: FolderNode) -> Iterator[FolderNode]:
@@ -134,22 +145,27 @@ def serialise_directory(folder: FolderNode, label: bytes, stamp: tuple[int, int,
         # A parent that is the root goes by cluster 0, wherever it is (fatgen103).
         above = folder.parent.first_cluster if folder.parent.parent else 0
         for name, cluster in zip(DOT_NAMES, (folder.first_cluster, above), strict=True):
-            slots.append(serialise_slot(name, Attribute.DIRECTORY, cluster, 0, stamp))
+            slots.append(serialise_slot(name, Attribute.DIRECTORY, cluster, 0, stamp, kept=folder.slot))
     for child, alias in zip(folder.children.values(), folder.aliases, strict=True):
         if needs_long_name(child.name, alias):
             slots.extend(serialise_long_name(child.name, alias))
         is_file = isinstance(child, FileNode)
         attributes = Attribute.ARCHIVE if is_file else Attribute.DIRECTORY
-        slots.append(serialise_slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp))
+        slots.append(
+            serialise_slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp, kept=child.slot)
+        )
     return b"".join(slots)
 
 
 def serialise_slot(
-    name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int]
+    name: bytes, attributes: Attribute, cluster: int, size_bytes: int, stamp: tuple[int, int, int], *, kept: bytes = b""
 ) -> bytes:
-    """One entry of a directory: the 11 bytes of its short name, where its content starts, and when it was written."""
+    """One entry of a directory: the 11 bytes of its short name, where its content starts, and when it was written.
+
+    ``kept`` is another slot, whose times and attributes it takes over (which makes no folder of a file).
+    """
     date, clock, tenths = stamp
-    return struct.pack(
+    slot = struct.pack(
         "<11sBBBHHHHHHHI",
         name,
         attributes,
@@ -164,6 +180,12 @@ def serialise_slot(
         cluster & 0xFFFF,
         size_bytes,
     )
+    if len(kept) != SLOT_BYTES:
+        return slot
+    if name not in DOT_NAMES:
+        attributes = attributes & Attribute.DIRECTORY | Attribute(kept[11]) & _KEPT_ATTRIBUTES
+    times = slice(13, 20), slice(22, 26)  # created, accessed; written
+    return slot[:11] + bytes([attributes, 0]) + kept[times[0]] + slot[20:22] + kept[times[1]] + slot[26:]
 
 
 def serialise_long_name(name: str, alias: bytes) -> list[bytes]:

@@ -77,7 +77,10 @@ class Qcow2Header:
             text = self.backing_format.encode()
             extensions += _EXTENSION.pack(_BACKING_FORMAT, len(text)) + text.ljust(-(-len(text) // 8) * 8, b"\0")
         extensions += _EXTENSION.pack(0, 0)
-        header_length = _BASE.size + _VERSION_3.size
+        # The compression type is an additional field, and there only where it is not the type of old.
+        kind = b"" if self.compression is Compression.ZLIB else bytes([self.compression.value]).ljust(8, b"\0")
+        features = _COMPRESSION_TYPE if kind else 0
+        header_length = _BASE.size + _VERSION_3.size + len(kind)
         backing = os.fsencode(self.backing_file) if self.backing_file is not None else b""
         backing_offset = header_length + len(extensions) if backing else 0
         if len(backing) > MAX_BACKING_NAME or backing_offset + len(backing) > self.cluster_size:
@@ -97,7 +100,8 @@ class Qcow2Header:
             0,
             0,
         )
-        return base + _VERSION_3.pack(0, 0, 0, _REFCOUNT_ORDER, header_length) + extensions + backing
+        wide = _VERSION_3.pack(features, 0, 0, _REFCOUNT_ORDER, header_length) + kind
+        return base + wide + extensions + backing
 
 
 def parse_header(content: bytes, *, name: str, file_size: int) -> Qcow2Header:

@@ -143,3 +143,13 @@ class Slice(BaseDisk):
 
     def _read(self, offset: int, length: int) -> bytes:
         return self._disk.read(self._offset + offset, length)
+
+    def extents(self) -> Iterator[Extent]:
+        """What the disk says of this run of its bytes."""
+        end = self._offset + self.size_bytes
+        for extent in self._disk.extents():
+            if extent.offset >= end:
+                return
+            low, high = max(extent.offset, self._offset), min(extent.offset + extent.length, end)
+            if low < high:
+                yield Extent(low - self._offset, high - low, extent.data)

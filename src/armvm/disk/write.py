@@ -47,8 +47,11 @@ def _nonzero(content: bytes, block_bytes: int) -> Iterator[tuple[int, int]]:
     if is_zero(content):
         return
     start: int | None = None
+    zeros = bytes(block_bytes)
     for position in range(0, len(content), block_bytes):
-        if is_zero(content[position : position + block_bytes]):
+        # startswith compares in place; a slice would copy every byte once more.
+        rest = len(content) - position
+        if content.startswith(zeros if rest >= block_bytes else zeros[:rest], position):
             if start is not None:
                 yield start, position
             start = None

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from armvm.atomic import sync_folder
+from armvm.atomic import replacing
+from armvm.disk.formats import DiskFormat, OutputFormat, write_disk
 from armvm.disk.storage import Disk
 from armvm.efi import EfiProgram, program_path
-from armvm.errors import InputError, OutputError
+from armvm.errors import InputError
 from armvm.execution import ExecutionState
-from armvm.image.build import build_image
+from armvm.image.build import plan_image
 from armvm.image.contents import ImageContents
 from armvm.image.recipe import EspFile, Recipe
 from armvm.probe.wire import Run, decode
-from armvm.process import run
 from armvm.units import MIB
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhdx", "vhd")
 """What a probe disk can be written as."""
 
-_QEMU_FORMATS: Mapping[str, tuple[str, str]] = {
-    "vmdk": ("vmdk", "subformat=monolithicSparse"),
-    "vhdx": ("vhdx", "subformat=dynamic"),
-    # Fixed, and of the very size that was asked for: what Azure takes.
-    "vhd": ("vpc", "subformat=fixed,force_size=on"),
-}
-_CONVERT_SECONDS = 120.0
 _FOLDER = "\\ARMVM\\"
 _MOST_RUN_FILE_BYTES = 16 * MIB
 _MOST_RUN_FILES = 1000
@@ -73,30 +65,12 @@ def build_probe_disk(
     with tempfile.TemporaryDirectory(prefix=".armvm-probe-", dir=output.parent) as scratch:
         settings = Path(scratch) / "CONFIG.TXT"
         settings.write_text((config or ProbeConfig()).serialise(), encoding="ascii")
-        plain = format in ("raw", "qcow2")
-        recipe = Recipe(
-            efi=programs,
-            esp_files=(EspFile(settings, "/ARMVM/CONFIG.TXT"),),
-            esp_label="ARMVM-PROBE",
-            format=format if plain else "raw",
-        )
-        if plain:
-            build_image(recipe, output, timestamp=timestamp, overwrite=overwrite)
-            return
-        if output.exists() and not overwrite:
-            raise OutputError(f"{output} is already there", hint="choose another name, or allow it to be replaced")
-        raw, foreign = Path(scratch) / "probe.img", Path(scratch) / f"probe.{format}"
-        build_image(recipe, raw, timestamp=timestamp)
-        name, options = _QEMU_FORMATS[format]
-        run(
-            "qemu-img",
-            ["convert", "-q", "-f", "raw", "-O", name, "-o", options, str(raw), str(foreign)],
-            timeout_seconds=_CONVERT_SECONDS,
-        )
-        with foreign.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(foreign, output)
-        sync_folder(output.parent)
+        recipe = Recipe(efi=programs, esp_files=(EspFile(settings, "/ARMVM/CONFIG.TXT"),), esp_label="ARMVM-PROBE")
+        with (
+            plan_image(recipe, timestamp=timestamp, scratch_folder=Path(scratch)) as disk,
+            replacing(output, overwrite=overwrite) as file,
+        ):
+            write_disk(file, disk, OutputFormat(DiskFormat(format)), name=output.name)
 
 
 def read_probe_disk(disk: Disk) -> tuple[Run, ...]:
