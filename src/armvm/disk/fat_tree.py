@@ -152,7 +152,9 @@ def serialise_directory(folder: FolderNode, label: bytes, stamp: tuple[int, int,
         is_file = isinstance(child, FileNode)
         attributes = Attribute.ARCHIVE if is_file else Attribute.DIRECTORY
         slots.append(
-            serialise_slot(alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp, kept=child.slot)
+            serialise_slot(
+                alias, attributes, child.first_cluster, child.size_bytes if is_file else 0, stamp, kept=child.slot
+            )
         )
     return b"".join(slots)
 
