@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from armvm.errors import InputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.units import SECTOR_SIZES, parse_size
+
+if TYPE_CHECKING:
+    from armvm.image.staging import RootTree
 
 FORMATS = ("raw", "qcow2")
 
@@ -34,6 +38,20 @@ class EspFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RootSource:
+    """The root file system of one execution state: a folder, a tar archive or a tree that stands ready.
+
+    ``uuid`` is the file system's (None: derived from what goes into the image), ``size_bytes`` the least size of its
+    partition (None: as large as needed).
+    """
+
+    source: Path | RootTree
+    label: str = "root"
+    uuid: UUID | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that an image is made of. Sizes are in bytes; None means as large as needed.
 
@@ -45,11 +63,15 @@ class Recipe:
     kernels: Mapping[ExecutionState, KernelRecipe] = field(default_factory=dict)
     esp_files: tuple[EspFile, ...] = ()
     root: Path | None = None
-    """A folder or a tar archive that becomes an ext4 root file system."""
+    """A folder or a tar archive that becomes an ext4 root file system, one for every execution state."""
+    roots: Mapping[ExecutionState, RootSource] = field(default_factory=dict)
+    """In place of ``root``: a root file system for each execution state."""
     esp_label: str = "ESP"
     root_label: str = "root"
     size_bytes: int | None = None
     esp_size_bytes: int | None = None
+    esp_volume_id: int | None = None
+    """The ESP's FAT volume id, 32 bits (None: derived from what goes into the image)."""
     sector_size: int = 512
     format: str = "raw"
 
@@ -62,6 +84,11 @@ class Recipe:
                 "nothing to boot: an image needs an EFI program or a kernel",
                 hint="give --efi aarch64=FILE, or --kernel FILE --initrd FILE",
             )
+        if self.root is not None and self.roots:
+            raise UsageError("one root file system for all execution states, and one for each: only one of the two")
+        strange = set(self.roots) - set(self.states)
+        if strange:
+            raise UsageError(f"a root file system for {min(state.label for state in strange)}, and nothing boots it")
         if self.sector_size not in SECTOR_SIZES:
             raise UsageError(f"a disk has sectors of 512 or 4096 bytes, not of {self.sector_size}")
         if self.format not in FORMATS:
