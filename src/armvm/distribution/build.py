@@ -40,7 +40,7 @@ def build_distribution(
     progress: Progress | None = None,
     notes: Notes | None = None,
 ) -> None:
-    """Write the image of ``recipe`` to ``output``, whole or not at all; ``fields`` are the image's own (size, format …).
+    """Write the image of ``recipe`` to ``output``, whole or not at all; ``fields`` are the image's own (size …).
 
     ``epoch`` is SOURCE_DATE_EPOCH where it is given. The same recipe, the same state of the archive and the same epoch
     give the same bytes. ``renew`` sets a Debian up anew although the cache has it.
@@ -73,7 +73,9 @@ def _debian(
     timestamp: int,
 ) -> Iterator[Recipe]:
     if fields.get("efi") or fields.get("kernels") or fields.get("root"):
-        raise UsageError("a Debian image brings its boot program, kernel and root: no --efi, --kernel or --root with it")
+        raise UsageError(
+            "a Debian image brings its boot program, kernel and root: no --efi, --kernel or --root with it"
+        )
     with ExitStack() as stack:
         tars = {architecture: tar_of(architecture) for architecture in recipe.architectures}
         seed = _seed(recipe, fields, tars, timestamp)
@@ -100,9 +102,7 @@ def _debian(
         yield Recipe(**image)
 
 
-def _seed(
-    recipe: DistributionRecipe, fields: RecipeFields, tars: dict[Architecture, Path], timestamp: int
-) -> str:
+def _seed(recipe: DistributionRecipe, fields: RecipeFields, tars: dict[Architecture, Path], timestamp: int) -> str:
     """What the file systems' UUIDs are derived from: everything that goes into them."""
     digest = hashlib.sha256(repr((recipe, sorted(fields.items(), key=lambda item: item[0]), timestamp)).encode())
     for architecture, tar in tars.items():

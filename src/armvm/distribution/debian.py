@@ -30,7 +30,13 @@ _TIMEOUT_SECONDS = 2 * 3600.0
 _KEPT = 8
 """How many root trees the cache keeps."""
 _TAIL_LINES = 12
-_APT_KEYS = ("Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-", "Acquire::ForceIPv", "Acquire::http::T")
+_APT_KEYS = (
+    "Acquire::http::Proxy",
+    "Acquire::https::Proxy",
+    "Acquire::Check-",
+    "Acquire::ForceIPv",
+    "Acquire::http::T",
+)
 _BASE = (
     # A system that boots, finds its network, and can be looked after; no more.
     *("initramfs-tools", "zstd", "systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "udev"),
@@ -46,7 +52,7 @@ _GRUB_MODULES = (
     "reboot halt ls cat regexp serial terminal sleep minicmd true loadenv probe"
 )
 _DRIVERS = (
-    # What the specification names, and what reaches the disk on other hypervisors: none is loaded where it has no device.
+    # What the specification names, and what reaches the disk elsewhere: none is loaded where it has no device.
     "virtio_pci virtio_mmio virtio_blk virtio_scsi virtio_net virtio_console virtio_balloon virtio_rng",
     "xen-blkfront xen-netfront xen-scsifront sd_mod sr_mod nvme ahci uas usb-storage xhci-pci",
     "hv_storvsc hv_netvsc vmw_pvscsi vmxnet3 ena",
@@ -97,7 +103,7 @@ def core_path(architecture: Architecture) -> str:
 def plan_bootstrap(
     recipe: DistributionRecipe, architecture: Architecture, *, epoch: int | None, archive: Archive | None = None
 ) -> Bootstrap:
-    """What is to be made of ``recipe`` for ``architecture``. Looks at the machine's apt sources, and at nothing else."""
+    """What is to be made of ``recipe`` for ``architecture``. Looks at the machine's apt sources and nothing else."""
     _, release = recipe.origin
     if archive is None:
         archive = machine_archive() if recipe.mirror is None else mirror_archive(recipe.mirror)
@@ -139,7 +145,12 @@ def cache_folder() -> Path:
 
 @contextmanager
 def bootstrapped(
-    plan: Bootstrap, *, timestamp: int, renew: bool = False, progress: Progress | None = None, notes: Notes | None = None
+    plan: Bootstrap,
+    *,
+    timestamp: int,
+    renew: bool = False,
+    progress: Progress | None = None,
+    notes: Notes | None = None,
 ) -> Iterator[Path]:
     """The tar archive of ``plan``'s root tree, from the cache or made now; it stays there while the block runs.
 
@@ -157,7 +168,8 @@ def bootstrapped(
         if path.exists() and not renew:
             if notes is not None:
                 age = _age(time.time() - path.stat().st_mtime)
-                notes(f"root tree of {plan.release} {plan.architecture.value} from the cache, {age} old; --no-cache renews")
+                what = f"root tree of {plan.release} {plan.architecture.value}"
+                notes(f"{what} from the cache, {age} old; --no-cache renews it")
         else:
             _make(plan, path, timestamp=timestamp, progress=progress, notes=notes)
             _forget_old(folder, path)
@@ -203,7 +215,7 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
 
 
 def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str]:
-    """mmdebstrap's arguments up to the target; what they name is written below ``scratch``. Nothing secret is in them."""
+    """The arguments up to the target; what they name is written below ``scratch``. Nothing secret is in them."""
     overlay = scratch / "overlay"
     for name, mode, content in plan.files:
         file = overlay / name
@@ -216,6 +228,9 @@ def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str
     (scratch / "apt.conf").write_text(_apt_options(), encoding="utf-8")
     target = plan.grub_target
     modules, installed = f'"$1/usr/lib/grub/{target}"', f'"$1/boot/grub/{target}"'
+    core = (
+        f"grub-mkimage --format={target} --prefix={GRUB_PREFIX} --output=/boot/grub/{target}/core.efi {_GRUB_MODULES}"
+    )
     return [
         "--mode=root" if os.geteuid() == 0 else "--mode=unshare",
         # The check wants arch-test, and a foreign architecture that is known to the host.
@@ -229,8 +244,7 @@ def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str
         f"--essential-hook=sync-in {shlex.quote(str(overlay))} /",
         f'--essential-hook=chroot "$1" debconf-set-selections < {shlex.quote(str(scratch / "seeds"))}',
         f"--customize-hook=mkdir -p {installed} && cp {modules}/*.mod {modules}/*.lst {installed}/",
-        f'--customize-hook=chroot "$1" grub-mkimage --format={target} --prefix={GRUB_PREFIX} '
-        f"--output=/boot/grub/{target}/core.efi {_GRUB_MODULES}",
+        f'--customize-hook=chroot "$1" {core}',
         '--customize-hook=chroot "$1" systemctl enable systemd-networkd.service',
         '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
         plan.release,
@@ -255,7 +269,7 @@ def _teller(what: str, progress: Progress | None) -> Callable[[str], None]:
 
 
 def _explained(error: ProgramError, plan: Bootstrap) -> ArmvmError:
-    """mmdebstrap's failure in its own last words, with what they mean where that is known."""
+    """The failure in mmdebstrap's own last words, with what they mean where that is known."""
     lines = [printable(line) for line in error.stderr.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("E: ", "Err:", "W: ", "dpkg: error"))] or lines
     said = "\n  ".join(telling[-_TAIL_LINES:]) or "it said nothing"

@@ -1,5 +1,7 @@
-"""Makes a Debian root tree one image's own: name, accounts, network, mounts, boot menu; and takes away what was only
-the build's. Nothing is put in that assumes a platform: every network card, every console, every disk.
+"""Makes a Debian root tree one image's own: name, accounts, network, mounts, boot menu.
+
+What was only the build's is taken away. Nothing is put in that assumes a platform: every network
+card, every console, every disk.
 """
 
 from __future__ import annotations
@@ -69,7 +71,10 @@ class Identity:
 
 
 def dress(tree: StagedTree, recipe: DistributionRecipe, identity: Identity, *, timestamp: int) -> None:
-    """Change ``tree`` as ``recipe`` has it. Raises InputError for a tree without a kernel, UsageError for a wrong user."""
+    """Change ``tree`` as ``recipe`` has it.
+
+    Raises InputError for a tree without a kernel, UsageError for a user that cannot be had.
+    """
     _clean(tree, timestamp)
     write = _Writer(tree, timestamp)
     write("etc/hostname", f"{recipe.hostname}\n")

@@ -31,8 +31,10 @@ _PROBE_TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Emulation:
-    """How foreign programs run. ``wrapper`` goes before the command; ``setup`` is shell text that mmdebstrap runs first
-    in its own namespaces; ``how`` says it to a person.
+    """How foreign programs run.
+
+    ``wrapper`` goes before the command; ``setup`` is shell text that mmdebstrap runs first in its own namespaces;
+    ``how`` says it to a person.
     """
 
     how: str
@@ -59,7 +61,7 @@ def choose_emulation(architecture: Architecture) -> Emulation:
         return own
     if _registered(architecture):
         return Emulation("with the host's registered QEMU")
-    component = "qemu-user-static"
+    component = _INTERPRETERS[architecture][0]
     raise MissingError(
         f"programs for {architecture.value} cannot be run here, which setting up a root tree needs",
         component=component,
@@ -103,6 +105,10 @@ def _registered(architecture: Architecture) -> bool:
             text = entry.read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        if text.startswith("enabled\n") and f"magic {wanted}" in text and re.search(r"^flags: \w*F", text, re.MULTILINE):
+        if (
+            text.startswith("enabled\n")
+            and f"magic {wanted}" in text
+            and re.search(r"^flags: \w*F", text, re.MULTILINE)
+        ):
             return True
     return False

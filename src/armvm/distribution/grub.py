@@ -16,8 +16,9 @@ from armvm.distribution.recipe import Architecture
 ESP_CONFIG = f"{GRUB_PREFIX}/grub.cfg"
 """The path on the ESP that GRUB looks at first, in both execution states."""
 CONSOLES = ("console=hvc0", "console=ttyAMA0")
-"""All consoles that the specification knows: hvc0 is virtio's and Xen's, ttyAMA0 is the pl011. Those that a platform has
-are used, and the last of them is /dev/console."""
+"""All consoles that the specification knows: hvc0 is virtio's and Xen's, ttyAMA0 is the pl011.
+
+Those that a platform has are used, and the last of them is /dev/console."""
 _CPUS = {Architecture.ARM64: "arm64", Architecture.ARMHF: "arm"}
 
 

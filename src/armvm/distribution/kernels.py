@@ -41,7 +41,7 @@ def find_installed(tree: StagedTree) -> tuple[str, str | None] | None:
 
 
 def _initrd(tree: StagedTree, names: tuple[str, ...], version: str) -> str | None:
-    candidates = (
+    candidates: tuple[str, ...] = (
         *(f"initrd.img-{version}", f"initramfs-{version}.img", f"initrd-{version}", f"initramfs-{version}"),
         *(f"initrd-{version}.img", f"initramfs.img-{version}"),
     )

@@ -1,4 +1,4 @@
-"""What a distribution's image is to be made of: the ``[distribution]`` part of a recipe, or the command line's options."""
+"""What a distribution's image is to be made of: the ``[distribution]`` part of a recipe, or options."""
 
 from __future__ import annotations
 
@@ -84,8 +84,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class DistributionRecipe:
-    """A distribution's image. Only ``source``, ``architectures``, ``kernel_arguments`` and ``root_size_bytes`` have a
-    meaning for what is not Debian: its tree is taken as it is.
+    """A distribution's image.
+
+    Only ``source``, ``architectures``, ``kernel_arguments`` and ``root_size_bytes`` have a meaning for what is not
+    Debian: its tree is taken as it is.
     """
 
     source: str = "debian"

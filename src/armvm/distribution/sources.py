@@ -1,4 +1,4 @@
-"""Where Debian's packages come from: the mirror that the machine's own apt uses, else what mmdebstrap takes by itself."""
+"""Where Debian's packages come from: the mirror that the machine's own apt uses, else mmdebstrap's default."""
 
 from __future__ import annotations
 
@@ -87,8 +87,7 @@ def _entries(apt: Path) -> Iterator[tuple[str, str]]:
 
 
 def _one_line(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        line = line.partition("#")[0].strip()
+    for line in (raw.partition("#")[0].strip() for raw in text.splitlines()):
         if not line.startswith("deb "):
             continue
         rest = line.removeprefix("deb ").strip()

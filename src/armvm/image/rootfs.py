@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import BufferedReader
 from pathlib import Path
 from uuid import UUID
 
 from armvm.errors import InputError, OutputError, UsageError
+from armvm.image.archives import open_tar, reading_archive
 from armvm.image.staging import BLOCK_SIZE, Entry, RootTree, StagedTree
 from armvm.printable import printable
 from armvm.process import run
@@ -65,19 +64,6 @@ def staged(source: Path, *, scratch: Path) -> Iterator[StagedTree]:
         yield tree
     finally:
         shutil.rmtree(staging)
-
-
-@contextmanager
-def reading_archive(source: Path) -> Iterator[None]:
-    """Turns what goes wrong while an archive is unpacked in the block into errors of ours."""
-    try:
-        yield
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise InputError(f"cannot be read as a tar archive: {error}", subject=str(source)) from error
-    except OSError as error:
-        if error.filename is None:  # what the decompressors say of corrupt data
-            raise InputError(f"cannot be read as a tar archive: {error}", subject=str(source)) from error
-        raise OutputError(f"cannot unpack {source}: {error.strerror}: {error.filename}") from error
 
 
 def minimum_size(tree: RootTree) -> int:
@@ -215,20 +201,3 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
 
 
 _DEVICES = frozenset({stat.S_IFCHR, stat.S_IFBLK})
-
-
-@contextmanager
-def open_tar(raw: BufferedReader) -> Iterator[tarfile.TarFile]:
-    """A tar archive as a stream, decompressed by what its first bytes say."""
-    magic = raw.peek(4)[:4]
-    if magic == b"\x28\xb5\x2f\xfd":
-        import zstandard
-
-        with (
-            zstandard.ZstdDecompressor().stream_reader(raw) as stream,
-            tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as archive,
-        ):
-            yield archive
-        return
-    with tarfile.open(fileobj=raw, mode="r:*", errors="surrogateescape") as archive:
-        yield archive
