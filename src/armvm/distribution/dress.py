@@ -85,6 +85,7 @@ def dress(tree: StagedTree, recipe: DistributionRecipe, identity: Identity, *, t
     write("etc/default/locale", f"LANG={recipe.locale}\n")
     tree.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf", mtime=timestamp)
     tree.folder("boot/efi", mode=0o700, mtime=timestamp)
+    tree.folder("dev", mtime=timestamp)  # the kernel's own devtmpfs comes there
     if recipe.timezone is not None:
         if tree.lookup(f"usr/share/zoneinfo/{recipe.timezone}") is None:
             raise InputError(f"there is no time zone {recipe.timezone}", subject=recipe.source)
