@@ -61,7 +61,7 @@ class OciLayout:
         """Add an image to the index; the digests of its layers."""
         packers = {
             "gzip": lambda data: gzip.compress(data, mtime=0),
-            "zstd": lambda data: zstandard.ZstdCompressor().compress(data),
+            "zstd": zstandard.compress,
             "none": bytes,
         }
         blobs = [self.blob(packers[compression](layer_tar(layer))) for layer in layers]
