@@ -123,7 +123,8 @@ def test_it_is_a_working_debian(images: dict[str, Path]) -> None:
         assert _output(guest, "findmnt -no FSTYPE /boot/efi") == "vfat"
         assert _output(guest, "systemctl is-active systemd-networkd systemd-resolved ssh | sort -u") == "active"
         guest.sendline(
-            "dpkg-reconfigure -f noninteractive grub-efi-arm64 && update-grub && grep -c hvc0 /boot/grub/grub.cfg && echo grub-'done'"
+            "dpkg-reconfigure -f noninteractive grub-efi-arm64 && update-grub && "
+            "grep -c hvc0 /boot/grub/grub.cfg && echo grub-'done'"
         )
         guest.expect("grub-done")
         guest.sendline("reboot")

@@ -192,6 +192,7 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
         arguments = [*emulation.wrapper, "mmdebstrap", *_arguments(plan, scratch, setup=emulation.setup), str(beside)]
         if plan.sources is not None:
             sources = scratch / "sources.list"
+            sources.touch(mode=0o600)  # a mirror's address may hold a password
             sources.write_text(plan.sources, encoding="ascii")
             arguments.append(str(sources))
         env = {"SOURCE_DATE_EPOCH": str(timestamp), "LC_ALL": "C.UTF-8", **({"TMPDIR": str(scratch)} if root else {})}
