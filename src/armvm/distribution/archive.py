@@ -22,7 +22,7 @@ from typing import Any
 
 from armvm.distribution.recipe import Architecture
 from armvm.errors import InputError
-from armvm.image.archives import open_stream, open_tar, reading_archive
+from armvm.image.archives import BoundedTarInfo, open_stream, open_tar, reading_archive
 from armvm.image.staging import StagedTree
 from armvm.printable import printable
 from armvm.units import GIB, MIB
@@ -166,7 +166,7 @@ def _open_store(source: Path) -> Iterator[_Store]:
     if source.is_dir():
         yield _FolderStore(source)
         return
-    with tarfile.open(source, mode="r:*") as archive:
+    with tarfile.open(source, mode="r:*", tarinfo=BoundedTarInfo) as archive:
         yield _TarStore(source, archive)
 
 

@@ -264,7 +264,7 @@ def _apt_options() -> str:
 def _teller(what: str, progress: Progress | None) -> Callable[[str], None]:
     def tell(line: str) -> None:
         if progress is not None and line.startswith("I: ") and line.endswith("..."):
-            progress(f"{what}: {printable(line[3:-3])}", 0, 0)
+            progress(f"{what}: {printable(line[3:-3])}", 0, 1)
 
     return tell
 

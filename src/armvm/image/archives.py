@@ -32,7 +32,7 @@ class Readable(Protocol):
 def open_tar(raw: BufferedReader) -> Iterator[tarfile.TarFile]:
     """A tar archive as a stream, decompressed by what its first bytes say."""
     fileobj = cast("IO[bytes]", open_stream(raw))  # tarfile wants no more than to read it
-    with tarfile.open(fileobj=fileobj, mode="r|", errors="surrogateescape", tarinfo=_TarInfo) as archive:
+    with tarfile.open(fileobj=fileobj, mode="r|", errors="surrogateescape", tarinfo=BoundedTarInfo) as archive:
         yield archive
 
 
@@ -141,11 +141,11 @@ _DECODERS: dict[bytes, Callable[[BufferedReader], Readable]] = {
 }
 
 
-class _TarInfo(tarfile.TarInfo):
+class BoundedTarInfo(tarfile.TarInfo):
     """A header whose name, link or attributes are not read when they are longer than any real ones."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
         header = super().frombuf(buf, encoding, errors)
         if not header.isreg() and header.size > _MOST_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {header.size} bytes")
