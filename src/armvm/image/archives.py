@@ -146,6 +146,7 @@ class BoundedTarInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
+        """Read a header (``tarfile`` calls this). Raises tarfile.ReadError for one that asks for too much."""
         header = super().frombuf(buf, encoding, errors)
         if not header.isreg() and header.size > _MOST_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {header.size} bytes")
