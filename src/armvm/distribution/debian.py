@@ -30,6 +30,7 @@ _TIMEOUT_SECONDS = 2 * 3600.0
 _KEPT = 8
 """How many root trees the cache keeps."""
 _TAIL_LINES = 12
+_REMOVAL_TRIES, _REMOVAL_PAUSE_SECONDS = 20, 0.25
 _APT_KEYS = (
     "Acquire::http::Proxy",
     "Acquire::https::Proxy",
@@ -122,9 +123,8 @@ def plan_bootstrap(
         seeds.append(f"locales locales/locales_to_be_generated multiselect {recipe.locale} UTF-8")
         seeds.append(f"locales locales/default_environment_locale select {recipe.locale}")
     files = (
-        ("etc/initramfs-tools/conf.d/armvm", 0o644, "MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=9\n"),
+        ("etc/initramfs-tools/conf.d/armvm", 0o644, "MODULES=list\nFSTYPE=ext4\nCOMPRESS=zstd\nCOMPRESSLEVEL=9\n"),
         ("etc/initramfs-tools/hooks/armvm", 0o755, _HOOK + "".join(f"manual_add_modules {d}\n" for d in _DRIVERS)),
-        ("etc/fstab", 0o644, "LABEL=root / ext4 defaults 0 1\n"),  # so that the initial RAM disk gets fsck.ext4
     )
     return Bootstrap(
         release,
@@ -185,7 +185,10 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
         notes(f"setting up Debian {plan.release} for {plan.architecture.value} {emulation.how}: this takes minutes")
     # An ordinary user's mmdebstrap works under other user ids, which may not enter the user's own folders.
     root = os.geteuid() == 0
-    scratch = Path(tempfile.mkdtemp(prefix=".bootstrap-", dir=path.parent if root else None))
+    prefix = f".bootstrap-{plan.key}-"
+    for left in path.parent.glob(f"{prefix}*"):  # of a run that was killed: we hold the lock
+        _remove_tree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent if root else None))
     beside = path.with_name(f".{path.name}.part")
     try:
         scratch.chmod(0o755)
@@ -212,7 +215,16 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove_tree(scratch)
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a scratch folder, in which programs that were just killed may write for another moment."""
+    for _ in range(_REMOVAL_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVAL_PAUSE_SECONDS)
 
 
 def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str]:
