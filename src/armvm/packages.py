@@ -12,12 +12,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Something armvm uses: a program or a firmware image, what it is for, and its package by distribution family."""
+    """Something armvm uses: a program or a firmware image, what it is for, and its package by distribution family.
+
+    ``file`` is where it stands, for what cannot be run to say its version.
+    """
 
     name: str
     purpose: str
     required: bool
     packages: Mapping[str, str]
+    file: str | None = None
 
 
 @cache
@@ -30,7 +34,7 @@ def _data() -> dict[str, Any]:
 def components() -> tuple[Component, ...]:
     """Every component that armvm knows of."""
     return tuple(
-        Component(name, entry["purpose"], entry.get("required", False), entry["packages"])
+        Component(name, entry["purpose"], entry.get("required", False), entry["packages"], entry.get("file"))
         for name, entry in _data()["components"].items()
     )
 

@@ -44,16 +44,30 @@ PLATFORMS = {platform.name: platform for platform in _platforms()}
 EVERY_PLATFORM = pytest.mark.parametrize("platform", PLATFORMS.values(), ids=list(PLATFORMS))
 
 
-def boot(platform: Platform, image: Path, until: str, *, powers_off: bool = True, sector_size: int = 512) -> str:
-    """What the machine says until ``until`` stands in it; then it must power off by itself, or is killed.
+def command(platform: Platform, image: Path, *, drive: str = "readonly=on", sector_size: int = 512) -> list[str]:
+    """The command that boots ``image``; ``drive`` says what becomes of what is written to it.
 
     The disk has logical sectors of ``sector_size`` bytes.
     """
-    argv = [*platform.machine, *platform.firmware, "-m", "1024", "-nographic", "-no-reboot", "-net", "none"]
+    argv = [*platform.machine, *platform.firmware, "-m", "1024", "-nographic", "-net", "none"]
     sectors = "" if sector_size == 512 else f",logical_block_size={sector_size},physical_block_size={sector_size}"
     argv += ["-boot", "menu=on,splash-time=0", "-device", f"virtio-blk-pci,drive=disk,bootindex=0{sectors}"]
-    argv += ["-drive", f"if=none,id=disk,format=raw,readonly=on,file={image}"]
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    return [*argv, "-drive", f"if=none,id=disk,format=raw,{drive},file={image}"]
+
+
+def boot(
+    platform: Platform,
+    image: Path,
+    until: str,
+    *,
+    powers_off: bool = True,
+    drive: str = "readonly=on",
+    sector_size: int = 512,
+    deadline_seconds: float = DEADLINE_SECONDS,
+) -> str:
+    """What the machine says until ``until`` stands in it; then it must power off by itself, or is killed."""
+    argv = [*command(platform, image, drive=drive, sector_size=sector_size), "-no-reboot"]
+    deadline = time.monotonic() + deadline_seconds
     said = b""
     with (
         subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as machine,

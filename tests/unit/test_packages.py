@@ -96,6 +96,10 @@ def test_the_programs_come_with_the_packages_of_debian() -> None:
         if component.name.startswith("firmware-"):
             continue
         owner = subprocess.run(
-            ["dpkg", "--search", f"*bin/{component.name}"], check=True, capture_output=True, text=True, timeout=60
+            ["dpkg", "--search", component.file or f"*bin/{component.name}"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert component.packages["debian"] in {line.split(":")[0] for line in owner.stdout.splitlines()}

@@ -41,6 +41,7 @@ _VERSION_TIMEOUT_SECONDS = 20
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*")
 _FIRMWARE_OF = {f"firmware-{state.value}": state for state in ExecutionState}
 _VERSION_OPTION: dict[str, str | None] = {"mke2fs": "-V", "e2fsck": "-V", "debugfs": "-V", "resize2fs": None}
+_ROOT = Path("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ def _look_for(component: Component) -> Found:
         except MissingError:
             return Found(component)
         return Found(component, str(firmware.code), firmware=firmware)
+    if component.file is not None:
+        return Found(component, component.file if (_ROOT / component.file.lstrip("/")).exists() else None)
     path = find_program(component.name)
     if path is None:
         return Found(component)

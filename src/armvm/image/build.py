@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from uuid import UUID
 
 from armvm.atomic import replacing
 from armvm.disk.composed import ComposedDisk
@@ -25,18 +24,17 @@ from armvm.disk.storage import Disk, MemoryDisk
 from armvm.efi import EfiProgram, program_path
 from armvm.errors import InputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.guid import ESP_TYPE, LINUX_DATA_TYPE, LINUX_ROOT_ARM64_TYPE, LINUX_ROOT_ARM_TYPE, derived_guid
+from armvm.guid import ESP_TYPE, derived_guid
 from armvm.image.pe import parse_pe
 from armvm.image.recipe import EspFile, KernelRecipe, Recipe
-from armvm.image.rootfs import RootTree, make_ext4, minimum_size, root_tree
+from armvm.image.roots import OpenRoot, PlannedRoot, open_roots, os_release, plan_roots, root_volume
 from armvm.image.uki import build_uki
-from armvm.units import MIB, align_up
+from armvm.units import MIB, align_down, align_up
 
 DEFAULT_ESP_BYTES = 64 * MIB
 """An ESP's size where nothing asks for more: FAT32 by a wide margin, with room for a second kernel."""
 _ESP_SPARE_BYTES = 8 * MIB
 _HASH_CHUNK = 4 * MIB
-_OS_RELEASE = ("etc/os-release", "usr/lib/os-release")
 
 Progress = Callable[[str, int, int], None]
 """Takes the step, the bytes done, and the bytes in all."""
@@ -73,56 +71,56 @@ def plan_image(
 ) -> Iterator[Disk]:
     """The image of ``recipe`` as a disk, to be read while the block runs; temporary files are in ``scratch_folder``."""
     with ExitStack() as stack:
-        root: RootTree | None = None
-        scratch: Path | None = None
-        if recipe.root is not None:
-            if progress is not None:
-                progress("reading the root tree", 0, 1)
-            scratch = Path(tempfile.mkdtemp(prefix=".armvm-build-", dir=scratch_folder))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            root = stack.enter_context(root_tree(recipe.root, scratch=scratch, clamp_time=timestamp))
-        seed = _seed(recipe, root)
-        root_guid = derived_guid(seed, "root partition")
-        files = stack.enter_context(_esp_tree(recipe, root, root_guid))
+        scratch = Path(tempfile.mkdtemp(prefix=".armvm-build-", dir=scratch_folder))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        if progress is not None and (recipe.root or recipe.roots):
+            progress("reading the root tree", 0, 1)
+        opened = stack.enter_context(open_roots(recipe, scratch=scratch, timestamp=timestamp))
+        seed = _seed(recipe, opened)
+        roots = plan_roots(opened, seed)
+        files = stack.enter_context(_esp_tree(recipe, roots))
         esp_size = _esp_size(recipe, files)
+        size, root_sizes = _sizes(recipe, esp_size, [root.least_bytes for root in roots])
         requests = [PartitionRequest(ESP_TYPE, derived_guid(seed, "esp"), recipe.esp_label, esp_size)]
-        sizes = [esp_size]
-        if root is not None:
-            requests.append(PartitionRequest(_root_type(recipe), root_guid, recipe.root_label, minimum_size(root)))
-            sizes.append(minimum_size(root))
-        if recipe.size_bytes is not None and (root is not None or recipe.esp_size_bytes is None):
+        requests += [
+            PartitionRequest(root.type_guid, root.partition_guid, root.label, size_bytes)
+            for root, size_bytes in zip(roots, root_sizes, strict=True)
+        ]
+        if not roots and recipe.size_bytes is not None and recipe.esp_size_bytes is None:
             requests[-1] = replace(requests[-1], size_bytes=None)
-        size = recipe.size_bytes if recipe.size_bytes is not None else disk_size_for(sizes)
         disk_guid = derived_guid(seed, "disk")
         layout = plan_partitions(requests, disk_guid=disk_guid, sector_size=recipe.sector_size, size_bytes=size)
         esp_partition = layout.partitions[0]
+        volume_id = recipe.esp_volume_id
         volume = plan_fat32(
             esp_partition.size_bytes(recipe.sector_size),
             recipe.sector_size,
             files,
             label=recipe.esp_label,
-            volume_id=derived_guid(seed, "volume").int & 0xFFFFFFFF,
+            volume_id=derived_guid(seed, "volume").int & 0xFFFFFFFF if volume_id is None else volume_id,
             timestamp=timestamp,
             hidden_sectors=esp_partition.first_lba,
         )
         pieces: list[tuple[int, Disk]] = [(esp_partition.offset_bytes(recipe.sector_size), volume)]
-        if root is not None and scratch is not None:
-            partition = layout.partitions[1]
+        for root, partition in zip(roots, layout.partitions[1:], strict=True):
             if progress is not None:
                 progress("making the root file system", 0, 1)
+            root_bytes = partition.size_bytes(recipe.sector_size)
             file_system = stack.enter_context(
-                _root_volume(
-                    root,
-                    scratch / "root.ext4",
-                    size_bytes=partition.size_bytes(recipe.sector_size),
-                    label=recipe.root_label,
-                    uuid=derived_guid(seed, "root file system"),
-                    timestamp=timestamp,
-                )
+                root_volume(root, scratch=scratch, size_bytes=root_bytes, timestamp=timestamp)
             )
             pieces.append((partition.offset_bytes(recipe.sector_size), file_system))
         pieces += [(offset, MemoryDisk(content)) for offset, content in serialise(layout)]
         yield ComposedDisk("image", size, pieces, sector_size=recipe.sector_size)
+
+
+def _sizes(recipe: Recipe, esp_bytes: int, least: list[int]) -> tuple[int, list[int | None]]:
+    """The disk's size, and the root partitions' in bytes: what the disk has left is shared out among them."""
+    smallest = disk_size_for([esp_bytes, *least])
+    if recipe.size_bytes is None or not least:
+        return recipe.size_bytes or smallest, list(least)
+    share = align_down(max(recipe.size_bytes - smallest, 0) // len(least), MIB)
+    return recipe.size_bytes, [*(size + share for size in least[:-1]), None]
 
 
 def kernel_state(path: Path) -> ExecutionState:
@@ -132,21 +130,6 @@ def kernel_state(path: Path) -> ExecutionState:
     if state is None:
         raise InputError("the kernel is made for another architecture", subject=str(path))
     return state
-
-
-@contextmanager
-def _root_volume(
-    root: RootTree, path: Path, *, size_bytes: int, label: str, uuid: UUID, timestamp: int
-) -> Iterator[Disk]:
-    make_ext4(root, path, size_bytes=size_bytes, label=label, uuid=uuid, timestamp=timestamp)
-    with RawDisk(path) as disk:
-        yield disk
-
-
-def _root_type(recipe: Recipe) -> UUID:
-    if recipe.states == (ExecutionState.AARCH64,):
-        return LINUX_ROOT_ARM64_TYPE
-    return LINUX_ROOT_ARM_TYPE if recipe.states == (ExecutionState.AARCH32,) else LINUX_DATA_TYPE
 
 
 def _esp_size(recipe: Recipe, files: list[FatFile]) -> int:
@@ -163,7 +146,7 @@ def _esp_size(recipe: Recipe, files: list[FatFile]) -> int:
 
 
 @contextmanager
-def _esp_tree(recipe: Recipe, root: RootTree | None, root_guid: UUID) -> Iterator[list[FatFile]]:
+def _esp_tree(recipe: Recipe, roots: list[PlannedRoot]) -> Iterator[list[FatFile]]:
     """The files of the ESP, boot programs first; their sources are open while the block runs."""
     with ExitStack() as stack:
         files = []
@@ -172,7 +155,8 @@ def _esp_tree(recipe: Recipe, root: RootTree | None, root_guid: UUID) -> Iterato
                 content: Disk = stack.enter_context(RawDisk(recipe.efi[state]))
                 _require_state(content, state)
             else:
-                content = _unified(recipe.kernels[state], state, root, root_guid, stack)
+                root = next((root for root in roots if state in root.states), None)
+                content = _unified(recipe.kernels[state], state, root, stack)
             files.append(FatFile(f"EFI/BOOT/{state.boot_file}", content))
         for extra in recipe.esp_files:
             files += [FatFile(path, stack.enter_context(RawDisk(source))) for path, source in _expand(extra)]
@@ -189,30 +173,20 @@ def _require_state(program: Disk, state: ExecutionState) -> None:
         )
 
 
-def _unified(
-    kernel: KernelRecipe, state: ExecutionState, root: RootTree | None, root_guid: UUID, stack: ExitStack
-) -> Disk:
+def _unified(kernel: KernelRecipe, state: ExecutionState, root: PlannedRoot | None, stack: ExitStack) -> Disk:
     stub = (kernel.stub or program_path(EfiProgram.STUB, state)).read_bytes()
     linux = stack.enter_context(RawDisk(kernel.kernel))
     initrds = tuple(stack.enter_context(RawDisk(path)) for path in kernel.initrds)
     command_line = kernel.command_line
     if root is not None and not _names_root(command_line):
-        command_line = " ".join(filter(None, [f"root=PARTUUID={root_guid}", "rw", command_line]))
-    return build_uki(stub, linux=linux, initrd=initrds, cmdline=command_line, os_release=_os_release(root))
+        command_line = " ".join(filter(None, [f"root=PARTUUID={root.partition_guid}", "rw", command_line]))
+    return build_uki(
+        stub, linux=linux, initrd=initrds, cmdline=command_line, os_release=os_release(root.tree) if root else None
+    )
 
 
 def _names_root(command_line: str | None) -> bool:
     return any(word.startswith("root=") for word in (command_line or "").split())
-
-
-def _os_release(root: RootTree | None) -> str | None:
-    if root is None:
-        return None
-    regular = {entry.path for entry in root.entries if entry.size_bytes}
-    for path in _OS_RELEASE:
-        if path in regular:
-            return (root.staging / path).read_text(encoding="utf-8", errors="replace")
-    return None
 
 
 def _expand(extra: EspFile) -> Iterator[tuple[str, Path]]:
@@ -227,7 +201,7 @@ def _expand(extra: EspFile) -> Iterator[tuple[str, Path]]:
             yield "/".join(part for part in (extra.destination, below, name) if part != "."), Path(folder) / name
 
 
-def _seed(recipe: Recipe, root: RootTree | None) -> str:
+def _seed(recipe: Recipe, roots: list[OpenRoot]) -> str:
     """What every GUID of the image is derived from: all that goes into it. Another input, another disk."""
     digest = hashlib.sha256()
 
@@ -241,6 +215,8 @@ def _seed(recipe: Recipe, root: RootTree | None) -> str:
                 digest.update(disk.read(offset, min(_HASH_CHUNK, disk.size_bytes - offset)))
 
     add(recipe.esp_label, recipe.root_label, recipe.size_bytes, recipe.esp_size_bytes, recipe.sector_size)
+    if recipe.roots or recipe.esp_volume_id is not None:
+        add(recipe.esp_volume_id, *((state.value, root.label, root.uuid) for state, root in recipe.roots.items()))
     for state in recipe.states:
         if state in recipe.efi:
             add_file(f"efi {state.value}", recipe.efi[state])
@@ -252,7 +228,7 @@ def _seed(recipe: Recipe, root: RootTree | None) -> str:
     for extra in recipe.esp_files:
         for destination, source in _expand(extra):
             add_file(f"esp {destination}", source)
-    if root is not None:
-        for line in root.manifest():
+    for root in roots:
+        for line in root.tree.manifest():
             add(line)
     return digest.hexdigest()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
+from uuid import UUID
 
 from armvm.errors import InputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.units import SECTOR_SIZES, parse_size
+from armvm.image.toml_reader import TomlReader
+from armvm.units import SECTOR_SIZES
+
+if TYPE_CHECKING:
+    from armvm.image.staging import RootTree
 
 FORMATS = ("raw", "qcow2")
 
@@ -34,6 +39,20 @@ class EspFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RootSource:
+    """The root file system of one execution state: a folder, a tar archive or a tree that stands ready.
+
+    ``uuid`` is the file system's (None: derived from what goes into the image), ``size_bytes`` the least size of its
+    partition (None: as large as needed).
+    """
+
+    source: Path | RootTree
+    label: str = "root"
+    uuid: UUID | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that an image is made of. Sizes are in bytes; None means as large as needed.
 
@@ -45,11 +64,15 @@ class Recipe:
     kernels: Mapping[ExecutionState, KernelRecipe] = field(default_factory=dict)
     esp_files: tuple[EspFile, ...] = ()
     root: Path | None = None
-    """A folder or a tar archive that becomes an ext4 root file system."""
+    """A folder or a tar archive that becomes an ext4 root file system, one for every execution state."""
+    roots: Mapping[ExecutionState, RootSource] = field(default_factory=dict)
+    """In place of ``root``: a root file system for each execution state."""
     esp_label: str = "ESP"
     root_label: str = "root"
     size_bytes: int | None = None
     esp_size_bytes: int | None = None
+    esp_volume_id: int | None = None
+    """The ESP's FAT volume id, 32 bits (None: derived from what goes into the image)."""
     sector_size: int = 512
     format: str = "raw"
 
@@ -62,6 +85,11 @@ class Recipe:
                 "nothing to boot: an image needs an EFI program or a kernel",
                 hint="give --efi aarch64=FILE, or --kernel FILE --initrd FILE",
             )
+        if self.root is not None and self.roots:
+            raise UsageError("one root file system for all execution states, and one for each: only one of the two")
+        strange = set(self.roots) - set(self.states)
+        if strange:
+            raise UsageError(f"a root file system for {min(state.label for state in strange)}, and nothing boots it")
         if self.sector_size not in SECTOR_SIZES:
             raise UsageError(f"a disk has sectors of 512 or 4096 bytes, not of {self.sector_size}")
         if self.format not in FORMATS:
@@ -79,115 +107,90 @@ _ESP_KEYS = {"label", "size", "files", "trees"}
 _ROOT_KEYS = {"source", "label"}
 
 
+class RecipeFields(TypedDict, total=False):
+    """What a recipe file says of an image, under the names of ``Recipe``."""
+
+    efi: Mapping[ExecutionState, Path]
+    kernels: Mapping[ExecutionState, KernelRecipe]
+    esp_files: tuple[EspFile, ...]
+    root: Path | None
+    roots: Mapping[ExecutionState, RootSource]
+    esp_label: str
+    root_label: str
+    size_bytes: int | None
+    esp_size_bytes: int | None
+    esp_volume_id: int | None
+    sector_size: int
+    format: str
+
+
 def parse_recipe(path: Path) -> Recipe:
     """Read a recipe from a TOML file; paths in it are relative to its folder.
 
     Raises InputError, naming the key, for what is no recipe.
     """
-    import tomllib
-
+    reader = TomlReader(path)
+    fields = parse_fields(path, reader.document())
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"cannot be read as a recipe: {error}", subject=str(path)) from error
-    return _Reader(path).recipe(data)
+        return Recipe(**fields)
+    except UsageError as error:
+        raise InputError(error.message, subject=str(path), hint=error.hint) from error
 
 
-class _Reader:
-    """A TOML document becoming a recipe: every key is known, every value is of its kind."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def recipe(self, data: dict[str, Any]) -> Recipe:
-        self._known(data, _KEYS, "")
-        esp = self._table(data, "esp", _ESP_KEYS)
-        root = self._table(data, "root", _ROOT_KEYS)
-        efi = {
-            self._state(name, "efi"): self._file(value, f"efi.{name}")
-            for name, value in self._table(data, "efi").items()
-        }
-        kernels = {
-            self._state(name, "kernel"): self._kernel(value, f"kernel.{name}")
-            for name, value in self._table(data, "kernel").items()
-        }
-        files = self._table(esp, "files", prefix="esp.")
-        trees = self._list(esp.get("trees", []), "esp.trees")
-        try:
-            return Recipe(
-                efi=efi,
-                kernels=kernels,
-                esp_files=(
-                    *(EspFile(self._file(tree, "esp.trees"), "/") for tree in trees),
-                    *(EspFile(self._file(source, f"esp.files.{to}"), to) for to, source in files.items()),
-                ),
-                root=self._file(root["source"], "root.source") if "source" in root else None,
-                esp_label=self._text(esp.get("label", "ESP"), "esp.label"),
-                root_label=self._text(root.get("label", "root"), "root.label"),
-                size_bytes=self._size(data.get("size"), "size"),
-                esp_size_bytes=self._size(esp.get("size"), "esp.size"),
-                sector_size=self._size(data.get("sector-size", 512), "sector-size") or 512,
-                format=self._text(data.get("format", "raw"), "format"),
-            )
-        except UsageError as error:
-            raise InputError(error.message, subject=str(self._path), hint=error.hint) from error
-
-    def _kernel(self, value: Any, key: str) -> KernelRecipe:
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, "a table with kernel, initrd, cmdline")
-        self._known(value, _KERNEL_KEYS, f"{key}.")
-        if "kernel" not in value:
-            raise InputError(f"{key}.kernel is missing", subject=str(self._path))
-        initrds = value.get("initrd", [])
-        return KernelRecipe(
-            kernel=self._file(value["kernel"], f"{key}.kernel"),
-            initrds=tuple(
-                self._file(initrd, f"{key}.initrd")
-                for initrd in ([initrds] if isinstance(initrds, str) else self._list(initrds, f"{key}.initrd"))
+def parse_fields(path: Path, data: dict[str, Any]) -> RecipeFields:
+    """What the document ``data`` of the recipe file ``path`` says; only what it says. Raises InputError."""
+    reader = TomlReader(path)
+    reader.known(data, _KEYS, "")
+    esp = reader.table(data, "esp", _ESP_KEYS)
+    root = reader.table(data, "root", _ROOT_KEYS)
+    fields: RecipeFields = {
+        "efi": {
+            _state(name, "efi", path): reader.file(value, f"efi.{name}")
+            for name, value in reader.table(data, "efi").items()
+        },
+        "kernels": {
+            _state(name, "kernel", path): _kernel(reader, path, value, f"kernel.{name}")
+            for name, value in reader.table(data, "kernel").items()
+        },
+        "esp_files": (
+            *(EspFile(reader.file(tree, "esp.trees"), "/") for tree in reader.list(esp.get("trees", []), "esp.trees")),
+            *(
+                EspFile(reader.file(source, f"esp.files.{to}"), to)
+                for to, source in reader.table(esp, "files", prefix="esp.").items()
             ),
-            command_line=self._text(value["cmdline"], f"{key}.cmdline") if "cmdline" in value else None,
-            stub=self._file(value["stub"], f"{key}.stub") if "stub" in value else None,
-        )
+        ),
+        "esp_label": reader.text(esp.get("label", "ESP"), "esp.label"),
+        "root_label": reader.text(root.get("label", "root"), "root.label"),
+        "size_bytes": reader.size(data.get("size"), "size"),
+        "esp_size_bytes": reader.size(esp.get("size"), "esp.size"),
+        "sector_size": reader.size(data.get("sector-size", 512), "sector-size") or 512,
+        "format": reader.text(data.get("format", "raw"), "format"),
+    }
+    if "source" in root:
+        fields["root"] = reader.file(root["source"], "root.source")
+    return fields
 
-    def _table(self, data: dict[str, Any], key: str, known: set[str] | None = None, prefix: str = "") -> dict[str, Any]:
-        value = data.get(key, {})
-        if not isinstance(value, dict):
-            raise self._wrong(prefix + key, value, "a table")
-        if known is not None:
-            self._known(value, known, f"{prefix}{key}.")
-        return value
 
-    def _known(self, data: dict[str, Any], known: set[str], prefix: str) -> None:
-        for key in data:
-            if key not in known:
-                keys = ", ".join(sorted(prefix + name for name in known))
-                raise InputError(f"unknown key {prefix + key!r}", subject=str(self._path), hint=f"keys: {keys}")
+def _kernel(reader: TomlReader, path: Path, value: Any, key: str) -> KernelRecipe:
+    if not isinstance(value, dict):
+        raise reader.wrong(key, value, "a table with kernel, initrd, cmdline")
+    reader.known(value, _KERNEL_KEYS, f"{key}.")
+    if "kernel" not in value:
+        raise InputError(f"{key}.kernel is missing", subject=str(path))
+    initrds = value.get("initrd", [])
+    return KernelRecipe(
+        kernel=reader.file(value["kernel"], f"{key}.kernel"),
+        initrds=tuple(
+            reader.file(initrd, f"{key}.initrd")
+            for initrd in ([initrds] if isinstance(initrds, str) else reader.list(initrds, f"{key}.initrd"))
+        ),
+        command_line=reader.text(value["cmdline"], f"{key}.cmdline") if "cmdline" in value else None,
+        stub=reader.file(value["stub"], f"{key}.stub") if "stub" in value else None,
+    )
 
-    def _state(self, name: str, key: str) -> ExecutionState:
-        try:
-            return ExecutionState(name)
-        except ValueError:
-            raise InputError(f"{key}.{name}: the states are aarch64 and aarch32", subject=str(self._path)) from None
 
-    def _file(self, value: Any, key: str) -> Path:
-        return self._path.parent / self._text(value, key)
-
-    def _size(self, value: Any, key: str) -> int | None:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise self._wrong(key, value, 'a size such as "512M"')
-        return value if isinstance(value, int) else parse_size(value)
-
-    def _text(self, value: Any, key: str) -> str:
-        if not isinstance(value, str):
-            raise self._wrong(key, value, "a string")
-        return value
-
-    def _list(self, value: Any, key: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise self._wrong(key, value, "a list")
-        return value
-
-    def _wrong(self, key: str, value: Any, expected: str) -> InputError:
-        return InputError(f"{key} is wrong", subject=str(self._path), found=repr(value)[:80], expected=expected)
+def _state(name: str, key: str, path: Path) -> ExecutionState:
+    try:
+        return ExecutionState(name)
+    except ValueError:
+        raise InputError(f"{key}.{name}: the states are aarch64 and aarch32", subject=str(path)) from None

@@ -9,23 +9,21 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 from armvm.errors import InputError, OutputError, UsageError
+from armvm.image.archives import open_tar, reading_archive
+from armvm.image.staging import BLOCK_SIZE, Entry, RootTree, StagedTree
 from armvm.printable import printable
 from armvm.process import run
 from armvm.units import MIB, align_up
 
-_BLOCK_SIZE = 4096
 _INODE_SIZE = 256
 _BYTES_PER_INODE = 16384
-_MAX_SYMLINKS = 40
 _TIMEOUT_SECONDS = 3600.0
 _FEATURES = (
     # Spelled out, so that the host's mke2fs.conf has no say, and so that GRUB 2.06 and old kernels can read it.
@@ -33,48 +31,6 @@ _FEATURES = (
     "dir_nlink,extra_isize,metadata_csum"
 )
 _CONFIG = "[fs_types]\n  ext4 = {\n  }\n  small = {\n  }\n  floppy = {\n  }\n  big = {\n  }\n  huge = {\n  }\n"
-_XATTR_PREFIX = "SCHILY.xattr."
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of the tree: its path below the root (``usr/bin/env``; the root itself is empty) and its inode.
-
-    ``mode`` includes the file type. ``link_target`` is a symbolic link's text, ``hardlink_to`` another entry's path,
-    ``device`` a device file's (major, minor). ``mtime`` is in seconds since 1970.
-    """
-
-    path: str
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-    size_bytes: int = 0
-    link_target: str | None = None
-    hardlink_to: str | None = None
-    device: tuple[int, int] | None = None
-    xattrs: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RootTree:
-    """A tree ready to be made into a file system: its entries, and the folder that holds their content."""
-
-    entries: tuple[Entry, ...]
-    staging: Path
-
-    @property
-    def content_bytes(self) -> int:
-        """The blocks that its files and folders take, in bytes."""
-        return sum(align_up(max(entry.size_bytes, 1), _BLOCK_SIZE) for entry in self.entries)
-
-    def manifest(self) -> Iterator[str]:
-        """What identifies the tree, line by line, but for the bytes of its files."""
-        for entry in self.entries:
-            yield (
-                f"{entry.path}\0{entry.mode:o}\0{entry.uid}\0{entry.gid}\0{entry.size_bytes}\0{entry.link_target}"
-                f"\0{entry.hardlink_to}\0{entry.device}"
-            )
 
 
 @contextmanager
@@ -87,12 +43,25 @@ def root_tree(source: Path, *, scratch: Path, clamp_time: int | None = None) -> 
     as nobody else's account exists in the image. Raises InputError for what is neither folder nor archive, or hostile.
     """
     if source.is_dir():
-        yield _clamped(RootTree(tuple(_folder_entries(source)), source), clamp_time)
+        yield clamped(RootTree(tuple(_folder_entries(source)), source), clamp_time)
         return
+    with staged(source, scratch=scratch) as tree:
+        yield clamped(tree.finish(), clamp_time)
+
+
+@contextmanager
+def staged(source: Path, *, scratch: Path) -> Iterator[StagedTree]:
+    """The tree at ``source`` (as ``root_tree`` takes it), open for changes; ``source`` itself stays as it is."""
     staging = scratch / "root"
     staging.mkdir(mode=0o700)
+    tree = StagedTree(staging, str(source))
     try:
-        yield _clamped(RootTree(_Unpacking(source, staging).unpack(), staging), clamp_time)
+        if source.is_dir():
+            tree.copy_folder(source, _folder_entries(source))
+        else:
+            with reading_archive(source), source.open("rb") as raw, open_tar(raw) as archive:
+                tree.unpack(archive)
+        yield tree
     finally:
         shutil.rmtree(staging)
 
@@ -128,7 +97,7 @@ def make_ext4(tree: RootTree, path: Path, *, size_bytes: int, label: str, uuid: 
     run(
         "mke2fs",
         [
-            "-q", "-F", "-t", "ext4", "-b", str(_BLOCK_SIZE), "-I", str(_INODE_SIZE), "-N", str(inodes), "-m", "0",
+            "-q", "-F", "-t", "ext4", "-b", str(BLOCK_SIZE), "-I", str(_INODE_SIZE), "-N", str(inodes), "-m", "0",
             "-O", _FEATURES, "-E", f"hash_seed={uuid},lazy_itable_init=0,lazy_journal_init=0,nodiscard",
             "-U", str(uuid), "-L", label, "-d", str(tree.staging), str(path),
         ],
@@ -178,7 +147,8 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _clamped(tree: RootTree, clamp_time: int | None) -> RootTree:
+def clamped(tree: RootTree, clamp_time: int | None) -> RootTree:
+    """The tree with every time that is later than ``clamp_time`` set to it."""
     if clamp_time is None:
         return tree
     entries = (replace(e, mtime=clamp_time) if e.mtime > clamp_time else e for e in tree.entries)
@@ -231,143 +201,3 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
 
 
 _DEVICES = frozenset({stat.S_IFCHR, stat.S_IFBLK})
-_TAR_DEVICES = {tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK, tarfile.FIFOTYPE: stat.S_IFIFO}
-
-
-class _Unpacking:
-    """A tar archive being laid out in a staging folder, in which nothing but real folders is ever walked through."""
-
-    def __init__(self, source: Path, staging: Path) -> None:
-        self._source = source
-        self._staging = staging
-        self._entries: dict[str, Entry] = {"": Entry("", stat.S_IFDIR | 0o755, 0, 0, 0)}
-
-    def unpack(self) -> tuple[Entry, ...]:
-        """Lay out the whole archive and return its entries, sorted. Raises InputError for what is no archive."""
-        try:
-            with self._source.open("rb") as raw, _open_tar(raw) as archive:
-                for member in archive:
-                    self._add(archive, member)
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise InputError(f"cannot be read as a tar archive: {error}", subject=str(self._source)) from error
-        except OSError as error:
-            if error.filename is None:  # what the decompressors say of corrupt data
-                raise InputError(f"cannot be read as a tar archive: {error}", subject=str(self._source)) from error
-            raise OutputError(f"cannot unpack {self._source}: {error.strerror}: {error.filename}") from error
-        for entry in self._entries.values():  # last, so that unpacking never went through one
-            if entry.link_target is not None:
-                (self._staging / entry.path).symlink_to(entry.link_target)
-        return tuple(self._entries[path] for path in sorted(self._entries, key=os.fsencode))
-
-    def _add(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        path = self._place(member.name)
-        if not path and not member.isdir():
-            raise InputError("a member has no name", subject=str(self._source))
-        mode = member.mode & 0o7777
-        xattrs = {
-            key.removeprefix(_XATTR_PREFIX): value.encode("utf-8", "surrogateescape")
-            for key, value in member.pax_headers.items()
-            if key.startswith(_XATTR_PREFIX)
-        }
-        entry = Entry(path, mode, member.uid, member.gid, int(member.mtime), xattrs=xattrs)
-        target = self._staging / path
-        if member.isdir():
-            existing = self._entries.get(path)
-            if existing is None or not stat.S_ISDIR(existing.mode):
-                self._remove(path)
-                target.mkdir()
-            self._entries[path] = replace(entry, mode=mode | stat.S_IFDIR)
-            return
-        self._remove(path)
-        if member.issym():
-            entry = replace(entry, mode=0o777 | stat.S_IFLNK, link_target=member.linkname)
-        elif member.islnk():
-            first = self._place(member.linkname)
-            known = self._entries.get(first)
-            if known is None or not stat.S_ISREG(known.mode):
-                raise InputError(f"{printable(path)} is a hard link to what is not there", subject=str(self._source))
-            first = known.hardlink_to or first
-            os.link(self._staging / first, target)
-            entry = replace(entry, mode=mode | stat.S_IFREG, hardlink_to=first)
-        elif member.isreg():
-            content = archive.extractfile(member)
-            if content is None:
-                raise InputError(f"{printable(path)} has no content", subject=str(self._source))
-            with content, target.open("xb") as out:
-                shutil.copyfileobj(content, out, MIB)
-            entry = replace(entry, mode=mode | stat.S_IFREG, size_bytes=member.size)
-        elif member.type in _TAR_DEVICES:
-            entry = replace(entry, mode=mode | _TAR_DEVICES[member.type], device=(member.devmajor, member.devminor))
-        else:
-            raise InputError(f"{printable(path)} is of an unknown kind {member.type!r}", subject=str(self._source))
-        self._entries[path] = entry
-
-    def _place(self, name: str) -> str:
-        """Where ``name`` lands: below the root, links among its folders followed inside the tree, parents made."""
-        parts = [part for part in PurePosixPath(name).parts if part != "/"]
-        if ".." in parts:
-            raise InputError(f"a member's name leaves the archive: {printable(name)}", subject=str(self._source))
-        if not parts:
-            return ""
-        folder = self._folder(parts[:-1])
-        return f"{folder}/{parts[-1]}" if folder else parts[-1]
-
-    def _folder(self, parts: list[str]) -> str:
-        here: list[str] = []
-        pending = list(reversed(parts))
-        links = 0
-        while pending:
-            part = pending.pop()
-            if part == "..":
-                here = here[:-1]
-                continue
-            path = "/".join([*here, part])
-            entry = self._entries.get(path)
-            if entry is not None and entry.link_target is not None:
-                links += 1
-                if links > _MAX_SYMLINKS:
-                    raise InputError(f"symbolic links loop at {printable(path)}", subject=str(self._source))
-                if entry.link_target.startswith("/"):
-                    here = []
-                pending.extend(reversed([p for p in PurePosixPath(entry.link_target).parts if p != "/"]))
-                continue
-            if entry is None:
-                (self._staging / path).mkdir()
-                self._entries[path] = Entry(path, stat.S_IFDIR | 0o755, 0, 0, 0)
-            elif not stat.S_ISDIR(entry.mode):
-                raise InputError(f"{printable(path)} is a file and a folder at once", subject=str(self._source))
-            here.append(part)
-        return "/".join(here)
-
-    def _remove(self, path: str) -> None:
-        """Make room for a member that the archive has twice: the later one counts."""
-        old = self._entries.pop(path, None)
-        if old is None:
-            return
-        if stat.S_ISDIR(old.mode):
-            if any(other.startswith(f"{path}/") for other in self._entries):
-                raise InputError(f"{printable(path)} is a file and a folder at once", subject=str(self._source))
-            (self._staging / path).rmdir()
-        elif stat.S_ISREG(old.mode):
-            linked = sorted(e.path for e in self._entries.values() if e.hardlink_to == path)
-            for other in linked:  # the first of them becomes what the others are links to
-                heir = replace(self._entries[other], hardlink_to=None if other == linked[0] else linked[0])
-                self._entries[other] = replace(heir, size_bytes=old.size_bytes) if other == linked[0] else heir
-            (self._staging / path).unlink()
-
-
-@contextmanager
-def _open_tar(raw: BufferedReader) -> Iterator[tarfile.TarFile]:
-    """A tar archive as a stream, decompressed by what its first bytes say."""
-    magic = raw.peek(4)[:4]
-    if magic == b"\x28\xb5\x2f\xfd":
-        import zstandard
-
-        with (
-            zstandard.ZstdDecompressor().stream_reader(raw) as stream,
-            tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as archive,
-        ):
-            yield archive
-        return
-    with tarfile.open(fileobj=raw, mode="r:*", errors="surrogateescape") as archive:
-        yield archive

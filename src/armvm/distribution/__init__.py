@@ -1,0 +1,1 @@
+"""Root trees of Linux distributions, made into portable images: Debian by mmdebstrap, every other from its archive."""
