@@ -71,8 +71,8 @@ def test_nothing_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert re.search(r"missing qemu-system-aarch64 +required", shown)
     assert re.search(r"missing mke2fs +optional", shown)
     assert shown.splitlines()[-1].startswith(
-        "To install what is missing: apt-get install qemu-system-arm qemu-efi-aarch64 qemu-efi-arm qemu-utils e2fsprogs "
-        "mmdebstrap debian-archive-keyring qemu-user-static uidmap"
+        "To install what is missing: apt-get install qemu-system-arm qemu-efi-aarch64 qemu-efi-arm qemu-utils "
+        "e2fsprogs mmdebstrap debian-archive-keyring qemu-user-static uidmap"
     )
     assert main(["doctor", "--json"]) == 69
     document = json.loads(capsys.readouterr().out)

@@ -21,8 +21,8 @@ from armvm.distribution.grub import find_kernels, menu
 from armvm.distribution.recipe import Architecture, DistributionRecipe, User
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
+from armvm.guest.check import check_image
 from armvm.guid import LINUX_ROOT_ARM64_TYPE, LINUX_ROOT_ARM_TYPE
-from armvm.image.check import check_image
 from armvm.image.contents import ImageContents
 from armvm.image.recipe import RecipeFields
 from armvm.image.rootfs import staged
