@@ -81,7 +81,6 @@ def test_the_image_conforms(armvm: Armvm, images: dict[str, Path], name: str) ->
     assert report["conforms"] is not False
 
 
-@pytest.mark.xfail(reason="the audit of the guest comes with another change", strict=True)
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_must_and_should_holds(armvm: Armvm, images: dict[str, Path], name: str) -> None:
     report = _report(armvm, images[name])

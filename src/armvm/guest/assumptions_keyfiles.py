@@ -29,6 +29,11 @@ _TIED = {
     "Property": "a property of a device",
 }
 
+_SOFTWARE_DRIVERS = frozenset(
+    {"bonding", "bridge", "dummy", "ipvlan", "macvlan", "team", "tun", "veth", "vxlan", "wireguard"}
+)
+"""What interfaces that are no devices say of their driver (ethtool(8)): the host's ends of containers and VMs."""
+
 Setting = tuple[str, str, str, PlacedLine]
 """(section, key, value, line)."""
 
@@ -82,6 +87,10 @@ def _match(settings: Sequence[Setting], facts: NetworkFacts, *, link: bool, rend
     matches = [(key, value, line) for section, key, value, line in settings if section == "Match" and value]
     if any(key in ("Kind", "Virtualization") and value not in ("no", "!*") for key, value, _ in matches):
         return  # a bridge, a tunnel, or the inside of a container
+    if any(key == "Driver" and set(value.split()) <= _SOFTWARE_DRIVERS for key, value, _ in matches):
+        return
+    # A link file that gives no name only chooses how such devices are called or set up, where there are any.
+    naming = not link or any((section, key) == ("Link", "Name") for section, key, _, _ in settings)
     loose = any(key == name_key and not _all_concrete(value) for key, value, _ in matches) or any(
         key == "Type" for key, _, _ in matches
     )
@@ -91,7 +100,7 @@ def _match(settings: Sequence[Setting], facts: NetworkFacts, *, link: bool, rend
         if key == name_key and _all_concrete(value):
             made = by_name(value.split()[0], line, facts, remedy=say, replacement=new, rendered=rendered)
         elif key in _TIED and (key == "Driver" or "Address" not in key or is_mac(value.split()[0])):
-            if re.fullmatch(r"[*?\s]+", value):
+            if re.fullmatch(r"[*?\s]+", value) or not (naming or "Address" in key):
                 continue
             made = by_address(line, remedy=say, replacement=new, what=_TIED[key])
         else:
