@@ -10,10 +10,11 @@ from armvm.guest.assumptions_boot import entry_assumptions, initrd_assumptions, 
 from armvm.guest.assumptions_login import login_assumptions
 from armvm.guest.assumptions_mounts import crypttab_assumptions, fstab_assumptions, unit_assumptions
 from armvm.guest.assumptions_network import network_assumptions
-from armvm.guest.devices import Disks, Volumes
+from armvm.guest.devices import Disks, Volume, Volumes
 from armvm.guest.facts import Assumption, AssumptionKind, BootEntry
 from armvm.guest.mounted import GuestFiles, GuestText
 from armvm.guest.system import GuestSystem
+from armvm.printable import printable
 from armvm.spec.verdict import Evidence
 
 _MOST_ASSUMPTIONS = 500
@@ -60,7 +61,20 @@ def find_assumptions(
         every += login_assumptions(text, system)
         every += network_assumptions(text, entries)
         unread += [*system.unread, *text.unread]
+    else:
+        unread += [_unread(volume) for volume in volumes if volume.problem is not None and not _is_swap(volume)]
     once: dict[tuple[AssumptionKind, str, str], Assumption] = {}
     for each in every:
         once.setdefault((each.kind, each.where, each.found), each)
     return Assumptions(tuple(once.values())[:_MOST_ASSUMPTIONS], tuple(dict.fromkeys(unread)))
+
+
+def _is_swap(volume: Volume) -> bool:
+    return volume.content is not None and volume.content.kind == "swap"
+
+
+def _unread(volume: Volume) -> Evidence:
+    """A volume that may be the root, and why it cannot be read."""
+    problem = volume.problem
+    hint = f" ({problem.hint})" if problem is not None and problem.hint else ""
+    return Evidence(volume.name, printable(f"{problem.message if problem is not None else 'unreadable'}{hint}"))

@@ -14,7 +14,7 @@ from armvm.guest.assumptions import Assumptions, find_assumptions
 from armvm.guest.bootable import BootableKernel, KernelCache, load_kernel
 from armvm.guest.bootchain import BootChain, find_boot
 from armvm.guest.facts import BootEntry
-from armvm.guest.system import GuestSystem, find_system
+from armvm.guest.system import GuestSystem, find_system, read_system
 from armvm.image.contents import ImageContents
 
 
@@ -68,12 +68,25 @@ class GuestAudit:
         return tuple(loaded)
 
     @cached_property
+    def installed(self) -> Mapping[ExecutionState | None, GuestSystem | None]:
+        """As ``systems``; where a guest has no other root, its initial RAM disk is the system (an installer's)."""
+        found = dict(self.systems)
+        for entry, kernel in zip(self.entries, self.kernels, strict=True):
+            if found[entry.state] is None and kernel.whole_system and kernel.initramfs is not None:
+                found[entry.state] = read_system(kernel.initramfs, self.volumes, found_by="initial RAM disk")
+        return found
+
+    @cached_property
     def assumptions(self) -> Mapping[ExecutionState | None, Assumptions]:
         """What the guest of each execution state takes for granted, by the keys of ``systems``."""
-        return {state: self._assumptions(state, system) for state, system in self.systems.items()}
+        return {state: self._assumptions(state, system) for state, system in self.installed.items()}
 
     def _assumptions(self, state: ExecutionState | None, system: GuestSystem | None) -> Assumptions:
-        initrds = {id(k.initramfs): k.initramfs for k in self.kernels if k.state is state and k.initramfs is not None}
+        initrds = {
+            id(kernel.initramfs): kernel.initramfs
+            for entry, kernel in zip(self.entries, self.kernels, strict=True)
+            if entry.state is state and kernel.initramfs is not None
+        }
         return find_assumptions(system, self.entries_for(state), self.volumes, initrds=tuple(initrds.values()))
 
 

@@ -28,7 +28,7 @@ def _check_assumptions(audit: GuestAudit) -> Judgement:
     """guest.no-assumptions: of every system that the image boots."""
     judgements = [
         check_no_assumptions(system, audit.entries_for(state), audit.assumptions[state])
-        for state, system in audit.systems.items()
+        for state, system in audit.installed.items()
     ]
     return worst(judgements, lambda good: good[0].message)
 

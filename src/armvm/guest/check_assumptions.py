@@ -31,7 +31,9 @@ def check_no_assumptions(
     if system is None and not told:
         return unknown("Neither the root file system nor a kernel's command line could be read.", *assumptions.unread)
     if system is None:
-        return unknown("The root file system could not be read; the command lines assume nothing.", *assumptions.unread)
+        why = "".join(f" ({each.where}: {each.found})" for each in assumptions.unread[:1])
+        message = f"The root file system could not be read{why}; the command lines assume nothing."
+        return unknown(message, *assumptions.unread)
     if not told:
         return unknown("No kernel's command line could be told; the root file system assumes nothing.")
     if assumptions.unread:

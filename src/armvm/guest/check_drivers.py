@@ -173,17 +173,21 @@ def _has_pci(kernel: BootableKernel) -> bool:
 
 def _judge(kernels: Sequence[BootableKernel], needs: Sequence[_Need], *, good: str) -> Judgement:
     if not kernels:
-        return unknown("no Linux kernel was found that the boot program leads to")
+        return unknown("No Linux kernel was found that the boot program leads to.")
     answers = [_Answer(kernel, need, find_driver(kernel, _driver(need))) for kernel in kernels for need in needs]
     wrong = [answer for answer in answers if answer.holds is False]
     open_answers = [answer for answer in answers if answer.holds is None]
     evidence = tuple(dict.fromkeys(answer.evidence for answer in (*wrong, *open_answers, *answers)))
     if wrong:
-        return failed(_sentence(wrong, kernels), *evidence, remedy=_remedy(wrong))
+        return failed(_whole_sentence(_sentence(wrong, kernels)), *evidence, remedy=_remedy(wrong))
     if open_answers:
         labels = ", ".join(dict.fromkeys(answer.finding.driver.label for answer in open_answers))
-        return unknown(f"it could not be told where these are: {labels}{_in_which(open_answers, kernels)}", *evidence)
-    return passed(good, *evidence)
+        return unknown(f"It could not be told where these are: {labels}{_in_which(open_answers, kernels)}.", *evidence)
+    return passed(_whole_sentence(good), *evidence)
+
+
+def _whole_sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _driver(need: _Need) -> Driver:

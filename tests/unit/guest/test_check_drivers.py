@@ -98,7 +98,7 @@ def test_not_installed(taken: str, expected: set[str]) -> None:
     found = failures(guest)
     assert set(found) == expected
     for judgement in found.values():
-        assert judgement.message.endswith("is absent")
+        assert judgement.message.endswith("is absent.")
         assert (judgement.remedy or "").startswith("Install the kernel's package")
 
 
@@ -130,7 +130,7 @@ def test_the_entry_that_fails_is_named() -> None:
     kernels = [good.load(), bad.load("Debian (recovery)\x1b", default=False)]
     judged = DRIVER_CHECKS["guest.virtio-pci"](kernels)
     assert judged.verdict is Verdict.FAIL
-    assert judged.message.endswith(', in "Debian (recovery)\\x1b"')
+    assert judged.message.endswith(', in "Debian (recovery)\\x1b".')
     judged = DRIVER_CHECKS["guest.virtio-pci"]([bad.load(), good.load("other", default=False)])
     assert judged.message.endswith(', in "Debian GNU/Linux" (the default)')
     both = DRIVER_CHECKS["guest.virtio-pci"]([bad.load(), bad.load("other", default=False)])
