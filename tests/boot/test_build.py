@@ -48,7 +48,9 @@ def test_an_image_with_grub_and_a_kernel_boots(armvm: Armvm, tmp_path: Path) -> 
     package = foreign_package("arm64", "grub-efi-arm64-bin", "grub-efi-arm64-unsigned")
     grub = package / "usr/lib/grub/arm64-efi/monolithic/grubaa64.efi"
     config = tmp_path / "grub.cfg"
-    config.write_text("set timeout=0\nlinux /vmlinuz console=ttyAMA0 panic=-1 by=grub\ninitrd /initrd.cpio\nboot\n")
+    config.write_text(
+        "set timeout=0\nlinux /vmlinuz console=ttyAMA0 console=hvc0 panic=-1 by=grub\ninitrd /initrd.cpio\nboot\n"
+    )
     files = {
         config: "/EFI/debian/grub.cfg",
         find_installer(AARCH64).kernel: "/vmlinuz",

@@ -132,7 +132,7 @@ def test_the_entry_that_fails_is_named() -> None:
     assert judged.verdict is Verdict.FAIL
     assert judged.message.endswith(', in "Debian (recovery)\\x1b".')
     judged = DRIVER_CHECKS["guest.virtio-pci"]([bad.load(), good.load("other", default=False)])
-    assert judged.message.endswith(', in "Debian GNU/Linux" (the default)')
+    assert judged.message.endswith(', in "Debian GNU/Linux" (the default).')
     both = DRIVER_CHECKS["guest.virtio-pci"]([bad.load(), bad.load("other", default=False)])
     assert ", in" not in both.message
 

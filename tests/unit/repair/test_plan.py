@@ -309,11 +309,14 @@ def test_lost_clusters_are_left_alone() -> None:
 
 # The boot loader
 
+MENU = b"menuentry a { linux /EFI/kernel }\n"
+KERNEL = {"EFI/kernel": b"a kernel"}
 DEBIAN = {
+    **KERNEL,
     "EFI/debian/shimaa64.efi": shim(),
     "EFI/debian/grubaa64.efi": grub("/EFI/debian"),
     "EFI/debian/mmaa64.efi": program(),
-    "EFI/debian/grub.cfg": b"set\n",
+    "EFI/debian/grub.cfg": MENU,
 }
 LISTED = {"EFI/debian/fbaa64.efi": fallback(), "EFI/debian/BOOTAA64.CSV": boot_csv("shimaa64.efi")}
 LOADERS: Mapping[str, tuple[Mapping[str, bytes], Mapping[str, str]]] = {
@@ -330,11 +333,11 @@ LOADERS: Mapping[str, tuple[Mapping[str, bytes], Mapping[str, str]]] = {
         {AA64: "shimaa64.efi", "EFI/BOOT/grubaa64.efi": "grubaa64.efi", "EFI/BOOT/mmaa64.efi": "mmaa64.efi"},
     ),
     "GRUB with a prefix": (
-        {"EFI/debian/grubaa64.efi": grub("/EFI/debian"), "EFI/debian/grub.cfg": b"set\n"},
+        {"EFI/debian/grubaa64.efi": grub("/EFI/debian"), "EFI/debian/grub.cfg": MENU, **KERNEL},
         {AA64: "grubaa64.efi"},
     ),
     "GRUB without a prefix": (
-        {"EFI/debian/grubaa64.efi": grub(""), "EFI/debian/grub.cfg": b"set\n"},
+        {"EFI/debian/grubaa64.efi": grub(""), "EFI/debian/grub.cfg": MENU, **KERNEL},
         {AA64: "grubaa64.efi", "EFI/BOOT/grub.cfg": "grub.cfg"},
     ),
     "systemd-boot": (
@@ -382,12 +385,12 @@ def test_of_several_kernels_nobody_chooses() -> None:
 
 COMPLETED: Mapping[str, tuple[Mapping[str, bytes], str, str]] = {
     "shim without its second stage": (
-        {AA64: shim(), "EFI/debian/grubaa64.efi": grub("/EFI/debian"), "EFI/debian/grub.cfg": b"set\n"},
+        {AA64: shim(), "EFI/debian/grubaa64.efi": grub("/EFI/debian"), "EFI/debian/grub.cfg": MENU, **KERNEL},
         "EFI/BOOT/grubaa64.efi",
         "EFI/debian/grubaa64.efi",
     ),
     "GRUB with its configuration elsewhere": (
-        {AA64: grub("/EFI/debian"), "EFI/ubuntu/grub.cfg": b"set\n"},
+        {AA64: grub("/EFI/debian"), "EFI/ubuntu/grub.cfg": MENU, **KERNEL},
         "EFI/debian/grub.cfg",
         "EFI/ubuntu/grub.cfg",
     ),
