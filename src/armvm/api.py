@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 def open_image(
     path: str | os.PathLike[str], *, sector_size: int | None = None, allow_backing_files: bool = False
 ) -> Disk:
-    """Open a disk image (raw, qcow2, vmdk, vhdx, vhd, vdi; found by content) for reading; use it as a context manager.
+    """Open a disk image by its path or URL for reading; use it as a context manager.
 
+    Raw, qcow2, vmdk, vhdx, vhd and vdi are found by content, also compressed with gzip, xz, zstd, bzip2 or lz4, or in a
+    tar archive; a compressed image is unpacked into a temporary file in $TMPDIR. One on a server (http, https; s3, gs …
+    with ``armvm[remote]``) is read by ranges, and ``traffic`` of the disk says what that cost.
     ``sector_size`` is 512 or 4096 bytes (default: found by where the GPT stands). A qcow2 image's backing file is
     refused unless ``allow_backing_files``, and must then lie below the image's own folder.
-    Raises InputError when it is no image that can be read, MissingError when a program for its format is missing.
+    Raises InputError when it is no image that can be read, MissingError when a program for its format is missing,
+    OutputError when there is no room to unpack it, UsageError for a URL of an unknown scheme.
     """
     from armvm.disk.detect import open_disk
 
@@ -33,7 +37,7 @@ def check_image(
     profile: str = "vmspec-1.0",
     states: Collection[ExecutionState] = (),
 ) -> Report:
-    """Judge an image, by its path or already open, by every requirement that ``profile`` has for images.
+    """Judge an image, by its path or already open, by every requirement that ``profile`` has for images and guests.
 
     ``states`` are the execution states that it has to serve (default: at least one). A non-conforming image is a
     normal result: see the report's findings. Raises InputError when the image cannot be read at all.
@@ -43,7 +47,7 @@ def check_image(
     if not isinstance(image, str | os.PathLike):
         return check(image, profile=profile, states=states)
     with open_image(image) as disk:
-        return check(disk, profile=profile, states=states, name=os.fspath(image))
+        return check(disk, profile=profile, states=states)
 
 
 def requirements() -> Mapping[str, Requirement]:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from armvm.cli.terminal import say_traffic, stdout_style, steps
+from armvm.errors import InputError, MissingError
 from armvm.printable import printable
 from armvm.units import format_size
 
 if TYPE_CHECKING:
+    from armvm.disk.storage import Disk
+    from armvm.guest.inspect import GuestFacts
     from armvm.image.inspect import ImageFacts, ProgramFacts
 
 SCHEMA = "armvm.inspect/1"
+_MOST_BOOTS = 16
 
 DESCRIPTION = """Say what a disk image holds, without judging it: container, sizes, partitions, file systems, boot
-programs, kernels and their command lines."""
+programs, the operating system, its kernels and their command lines."""
 EXAMPLES = """  armvm inspect disk.qcow2
   armvm inspect --json disk.img
   armvm inspect https://example.org/disk.qcow2"""
@@ -50,15 +54,27 @@ def execute(options: argparse.Namespace) -> int:
         )
     with disk:
         facts = inspect_image(disk, name=shown_name(options.image))
+        guests, note = _guests(disk)
     say_traffic(disk.traffic, quiet=options.quiet)
     if options.json:
-        print(json.dumps(_as_json(facts), indent=2))
+        print(json.dumps(_as_json(facts, guests, note), indent=2))
     else:
-        print("\n".join(_as_text(facts)))
+        print("\n".join(_as_text(facts, guests, note)))
     return 0
 
 
-def _as_text(facts: ImageFacts) -> Iterator[str]:
+def _guests(disk: Disk) -> tuple[tuple[GuestFacts, ...], str | None]:
+    """The guests on the disk; or none, and why they could not be looked at."""
+    from armvm.guest.audit import GuestAudit
+    from armvm.image.contents import ImageContents
+
+    try:
+        return GuestAudit(ImageContents(disk)).facts(), None
+    except (InputError, MissingError) as error:
+        return (), f"the guest could not be read: {error.message}"
+
+
+def _as_text(facts: ImageFacts, guests: Sequence[GuestFacts], guest_note: str | None) -> Iterator[str]:
     style = stdout_style()
     yield style.bold(printable(facts.name))
     yield f"  container    {facts.format}"
@@ -79,10 +95,34 @@ def _as_text(facts: ImageFacts) -> Iterator[str]:
     yield f"  EFI programs {len(facts.programs)}"
     for program in facts.programs:
         yield from _program(program)
-    if facts.os_name:
+    if facts.os_name and not any(guest.os for guest in guests):
         yield f"  OS           {printable(facts.os_name)}"
-    for note in facts.notes:
+    for guest in guests:
+        yield from _guest(guest)
+    for note in (*facts.notes, *filter(None, [guest_note])):
         yield f"  {style.doubtful('note')}         {printable(note)}"
+
+
+def _guest(guest: GuestFacts) -> Iterator[str]:
+    if guest.os is not None:
+        hostname = f", hostname {printable(guest.hostname)}" if guest.hostname else ""
+        yield f"  OS           {printable(guest.os.label)}{hostname}"
+    if guest.root is not None:
+        yield f"    root       {printable(guest.root)}"
+    for place, volume in guest.mounts:
+        yield f"    mount      {printable(place)}: {printable(volume)}"
+    for boot in guest.boots[:_MOST_BOOTS]:
+        starts = "boots" if boot.default else "offers"
+        yield f"    {starts:<6}     {printable(boot.title)} ({boot.state.label})"
+        for name, value in (
+            ("kernel", boot.kernel),
+            ("initrd", ", ".join(boot.initrds)),
+            ("cmdline", boot.command_line),
+        ):
+            if value:
+                yield f"      {name:<8} {printable(value)}"
+    if len(guest.boots) > _MOST_BOOTS:
+        yield f"    and {len(guest.boots) - _MOST_BOOTS} more boot entries"
 
 
 def _program(facts: ProgramFacts) -> Iterator[str]:
@@ -100,7 +140,7 @@ def _program(facts: ProgramFacts) -> Iterator[str]:
                 yield f"      {name:<8} {printable(value)}"
 
 
-def _as_json(facts: ImageFacts) -> dict[str, Any]:
+def _as_json(facts: ImageFacts, guests: Sequence[GuestFacts], guest_note: str | None) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": facts.name,
@@ -129,8 +169,29 @@ def _as_json(facts: ImageFacts) -> dict[str, Any]:
             ],
         },
         "efi_programs": [_program_json(program) for program in facts.programs],
-        "os": facts.os_name,
-        "notes": list(facts.notes),
+        "os": next((guest.os.label for guest in guests if guest.os), None) or facts.os_name,
+        "guests": [_guest_json(guest) for guest in guests if guest.os or guest.root or guest.boots],
+        "notes": [*facts.notes, *filter(None, [guest_note])],
+    }
+
+
+def _guest_json(guest: GuestFacts) -> dict[str, Any]:
+    return {
+        "os": {"id": guest.os.id, "version": guest.os.version, "pretty_name": guest.os.label} if guest.os else None,
+        "hostname": guest.hostname,
+        "root": guest.root,
+        "mounts": [{"mount_point": place, "volume": volume} for place, volume in guest.mounts],
+        "boot_entries": [
+            {
+                "title": boot.title,
+                "execution_state": boot.state.value,
+                "kernel": boot.kernel,
+                "initrds": list(boot.initrds),
+                "command_line": boot.command_line,
+                "default": boot.default,
+            }
+            for boot in guest.boots
+        ],
     }
 
 

@@ -14,6 +14,7 @@ from armvm.guest.assumptions import Assumptions, find_assumptions
 from armvm.guest.bootable import BootableKernel, KernelCache, load_kernel
 from armvm.guest.bootchain import BootChain, find_boot
 from armvm.guest.facts import BootEntry
+from armvm.guest.inspect import GuestFacts, guest_facts
 from armvm.guest.system import GuestSystem, find_system, read_system
 from armvm.image.contents import ImageContents
 
@@ -80,6 +81,10 @@ class GuestAudit:
     def assumptions(self) -> Mapping[ExecutionState | None, Assumptions]:
         """What the guest of each execution state takes for granted, by the keys of ``systems``."""
         return {state: self._assumptions(state, system) for state, system in self.installed.items()}
+
+    def facts(self) -> tuple[GuestFacts, ...]:
+        """The facts about each guest, without verdicts."""
+        return tuple(guest_facts(system, self.entries_for(state)) for state, system in self.installed.items())
 
     def _assumptions(self, state: ExecutionState | None, system: GuestSystem | None) -> Assumptions:
         initrds = {
