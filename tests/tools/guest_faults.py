@@ -286,7 +286,7 @@ SEEDED: dict[str, Fault] = {
         frozenset({"image.removable-path"}), _removed(_boot_path), repairable=True
     ),
     "boot program for another architecture": Fault(
-        frozenset({"image.efi-application"}), _other_architecture, repairable=True
+        frozenset({"image.efi-application"}), _other_architecture, repairable=False
     ),
     "shim without its second stage": Fault(_SELF, _shim_alone, repairable=True),
     "no configuration of GRUB on the ESP": Fault(

@@ -181,9 +181,11 @@ def replaced(content: bytes, assumptions: Iterable[Assumption]) -> bytes:
         if _text(old) != line.text and old.decode("utf-8", "replace") != line.text:
             raise ValueError(f"line {line.number} is not what was seen there")
         end = lines[index][len(old) :]
-        if _is_marked(new):
-            raise ValueError(f"line {line.number} would become more than one line")
-        lines[index] = new.encode("utf-8", "surrogateescape") + end if new else lines[index]
+        if "\r" in new or "\0" in new:
+            raise ValueError(f"line {line.number} would get a control character")
+        # A replacement can be several lines (netplan's match): each gets the line end that stands there.
+        made = [part.encode("utf-8", "surrogateescape") for part in new.split("\n")]
+        lines[index] = (end or b"\n").join(made) + end if new else lines[index]
     removed = {number - 1 for number, new in done.items() if not new}
     return b"".join(line for index, line in enumerate(lines) if index not in removed)
 
@@ -192,10 +194,6 @@ def _split(content: bytes) -> list[bytes]:
     """Lines by line feeds only: a carriage return alone ends none in the files of a Unix guest."""
     parts = content.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
-
-
-def _is_marked(text: str) -> bool:
-    return "\n" in text or "\r" in text or "\0" in text
 
 
 def _text(raw: bytes) -> str:

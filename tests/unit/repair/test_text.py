@@ -52,6 +52,8 @@ def lines(content: bytes, *edits: tuple[int, str]) -> bytes:
         (b"a\nb", [(2, "")], b"a\n"),
         (b"a\n\xff\xfe\nb\n", [(3, "B")], b"a\n\xff\xfe\nB\n"),
         (b"a\rb\nc\n", [(2, "C")], b"a\rb\nC\n"),
+        (b"a\nb\nc", [(2, "B\n  more")], b"a\nB\n  more\nc"),
+        (b"a\r\nb", [(1, "A\nB"), (2, "C\nD")], b"A\r\nB\r\nC\nD"),
     ],
 )
 def test_lines_are_replaced_and_nothing_else(content: bytes, edits: list[tuple[int, str]], expected: bytes) -> None:
@@ -66,8 +68,8 @@ def test_a_line_that_is_not_the_one_that_was_seen_is_refused() -> None:
             replaced(content, [seen])
     with pytest.raises(ValueError, match="two things"):
         replaced(b"a\nb\n", [seen, assumption(files, "/f", 2, "C")])
-    with pytest.raises(ValueError, match="more than one line"):
-        replaced(b"a\nb\n", [assumption(files, "/f", 2, "C\nD")])
+    with pytest.raises(ValueError, match="control character"):
+        replaced(b"a\nb\n", [assumption(files, "/f", 2, "C\rD")])
 
 
 def test_a_line_on_the_esp_is_replaced() -> None:
