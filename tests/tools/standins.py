@@ -60,6 +60,7 @@ class StandInVolume:
     files: FileSystem | None = None
     problem: ArmvmError | None = None
     disk: Disk = field(default_factory=lambda: MemoryDisk(b""))
+    mapped_name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import bz2
 import lzma
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
 
+from armvm.disk.decompress import Compression, Decoder, decoder
 from armvm.disk.remote import RemoteDisk
 from armvm.disk.storage import BaseDisk
 from armvm.disk.temporary import PIECE_BYTES, TemporaryDisk, unpack
@@ -36,18 +35,6 @@ def decompress(file: BaseDisk, compression: Wrapping, *, progress: Progress | No
     return unpack(_Decompressor(file, compression, progress).pieces(), name=file.name)
 
 
-class _Stream(Protocol):
-    """One stream (member, frame) of a compressed file, as the standard library's decompressors have it."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
-
-
 class _Decompressor:
     """Goes through all the streams of a file, one behind the other."""
 
@@ -56,7 +43,7 @@ class _Decompressor:
         self._compression = compression
         self._progress = progress
         self._position = 0  # in the file: up to here it was read
-        self._stream: _Stream | None = None
+        self._stream: Decoder | None = None
         self._streams = 0
 
     def pieces(self) -> Iterator[bytes]:
@@ -125,48 +112,19 @@ def _chunks(file: BaseDisk) -> Iterator[bytes]:
         yield file.read(offset, min(_CHUNK_BYTES, file.size_bytes - offset))
 
 
-def _new_stream(compression: Wrapping) -> _Stream:
+def _new_stream(compression: Wrapping) -> Decoder:
     match compression:
-        case Wrapping.GZIP:
-            return _GzipStream()
-        case Wrapping.XZ:
-            return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
-        case Wrapping.BZIP2:
-            return bz2.BZ2Decompressor()
+        case Wrapping.GZIP | Wrapping.XZ | Wrapping.BZIP2:
+            return decoder(Compression(compression.value), most_memory=_XZ_MEMORY_BYTES)
         case Wrapping.ZSTD:
             return _ZstdStream()
         case Wrapping.LZ4:
             from lz4.frame import LZ4FrameDecompressor
 
-            stream: _Stream = LZ4FrameDecompressor()
+            stream: Decoder = LZ4FrameDecompressor()
             return stream
         case Wrapping.TAR:
             raise ValueError("an archive is not compressed")
-
-
-class _GzipStream:
-    """zlib's decompressor with the face of the others."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        self._full = False
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail and not self._full
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        piece = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-        self._full = len(piece) == max_length  # there may be more in zlib's own window
-        return piece
 
 
 class _ZstdStream:
@@ -192,7 +150,7 @@ class _ZstdStream:
     def unused_data(self) -> bytes:
         return self._inner.unused_data + bytes(self._waiting)
 
-    def decompress(self, data: bytes, max_length: int) -> bytes:
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         if data:
             self._waiting = memoryview(bytes(self._waiting) + data)
         while not self._ready and self._waiting and not self._inner.eof:

@@ -117,7 +117,7 @@ class Member:
                 return self._lz4_legacy()
             case Compression.LZO:
                 return self._lzo()
-        return self._decoded(_decoder(self.compression))
+        return self._decoded(decoder(self.compression))
 
     def _damaged(self, why: str) -> InputError:
         return InputError(
@@ -126,22 +126,22 @@ class Member:
             offset_bytes=self.offset,
         )
 
-    def _decoded(self, decoder: _Decoder) -> Iterator[bytes]:
+    def _decoded(self, stream: Decoder) -> Iterator[bytes]:
         """Through one of the decoders that say themselves where a member ends."""
         position = self.offset
         packed = b""
-        while not decoder.eof:
-            if decoder.needs_input:
+        while not stream.eof:
+            if stream.needs_input:
                 packed = self.disk.read(position, min(_READ_BYTES, self.disk.size_bytes - position))
                 if not packed:
                     raise EOFError("it is cut off")
                 position += len(packed)
             else:
                 packed = b""
-            piece = decoder.decompress(packed, _PIECE_BYTES)
+            piece = stream.decompress(packed, _PIECE_BYTES)
             if piece:
                 yield piece
-        self.end = position - len(decoder.unused_data or b"")
+        self.end = position - len(stream.unused_data or b"")
 
     def _lz4(self) -> Iterator[bytes]:
         import lz4.frame
@@ -208,19 +208,31 @@ class Member:
         self.end = end
 
 
-class _Decoder(Protocol):
-    """What the standard library's decoders of bzip2 and xz have in common."""
+class Decoder(Protocol):
+    """One compressed stream being decoded, as the standard library's decoders of bzip2 and xz have it."""
 
     @property
-    def eof(self) -> bool: ...
+    def eof(self) -> bool:
+        """Whether the stream has come to its end."""
+        ...
+
     @property
-    def needs_input(self) -> bool: ...
+    def needs_input(self) -> bool:
+        """Whether nothing more comes out before more goes in."""
+        ...
+
     @property
-    def unused_data(self) -> bytes | None: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+    def unused_data(self) -> bytes | None:
+        """What went in and belongs to whatever follows the stream."""
+        ...
+
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Take in ``data``, give out at most ``max_length`` bytes."""
+        ...
 
 
-def _decoder(compression: Compression) -> _Decoder:
+def decoder(compression: Compression, *, most_memory: int = _MOST_MEMORY) -> Decoder:
+    """A decoder of gzip, bzip2, xz or lzma that gives out no more than it is asked for."""
     if compression is Compression.GZIP:
         return _Gzip()
     if compression is Compression.BZIP2:
@@ -230,7 +242,7 @@ def _decoder(compression: Compression) -> _Decoder:
     import lzma
 
     layout = lzma.FORMAT_ALONE if compression is Compression.LZMA else lzma.FORMAT_XZ
-    return lzma.LZMADecompressor(layout, memlimit=_MOST_MEMORY)
+    return lzma.LZMADecompressor(layout, memlimit=most_memory)
 
 
 class _Gzip:
@@ -238,6 +250,7 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(wbits=31)
+        self._full = False
 
     @property
     def eof(self) -> bool:
@@ -245,14 +258,16 @@ class _Gzip:
 
     @property
     def needs_input(self) -> bool:
-        return not self._inflate.unconsumed_tail
+        return not self._inflate.unconsumed_tail and not self._full
 
     @property
     def unused_data(self) -> bytes:
         return self._inflate.unused_data
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._inflate.decompress(self._inflate.unconsumed_tail + data, max(max_length, 0))
+        piece = self._inflate.decompress(self._inflate.unconsumed_tail + data, max(max_length, 0))
+        self._full = len(piece) == max_length  # there may be more in zlib's own window
+        return piece
 
 
 class _Stream(io.RawIOBase):

@@ -13,44 +13,16 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from armvm.disk.files import FileSystem
-from armvm.disk.filesystems import Content
-from armvm.disk.gpt_format import Partition
 from armvm.disk.storage import Disk
-from armvm.errors import ArmvmError
+from armvm.guest.volume_source import BootVolume
 
 
-class Volume(Protocol):
-    """What can hold a file system: a partition, a logical volume, a RAID array."""
-
-    @property
-    def name(self) -> str:
-        """How evidence calls it."""
-        ...
-
-    @property
-    def partition(self) -> Partition | None:
-        """The partition that it is, None where it is none."""
-        ...
+class Volume(BootVolume, Protocol):
+    """What can hold a file system, with its bytes."""
 
     @property
     def disk(self) -> Disk:
         """Its bytes."""
-        ...
-
-    @property
-    def content(self) -> Content | None:
-        """What stands on it by its magic numbers."""
-        ...
-
-    @property
-    def files(self) -> FileSystem | None:
-        """Its file system, None when it cannot be read."""
-        ...
-
-    @property
-    def problem(self) -> ArmvmError | None:
-        """Why ``files`` is None."""
         ...
 
 
