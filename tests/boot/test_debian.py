@@ -141,13 +141,13 @@ def _log_in(guest: pexpect.spawn[str]) -> None:
     guest.sendline(PASSWORD)
     guest.expect(r"root@portable:~# ")
     guest.sendline("stty -echo; PS1=; bind 'set enable-bracketed-paste off'; echo rea''dy")
-    guest.expect("ready\r\n")
+    guest.expect(r"ready\r+\n")
 
 
 def _output(guest: pexpect.spawn[str], line: str) -> str:
     """What a command says on the guest's console."""
     guest.sendline(f"echo; {line}; echo fi''ni")
-    guest.expect(r"\r\n((?:.|\n)*?)fini\r\n")
+    guest.expect(r"\r+\n((?:.|\n)*?)fini\r+\n")
     assert guest.match is not None
     return str(guest.match[1]).replace("\r", "").strip()
 
