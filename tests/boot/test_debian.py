@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from armvm.image.contents import ImageContents
 from armvm.process import run
 from conftest import Armvm
 from tools.plain_qemu import PLATFORMS, boot, command
+from tools.web_servers import nginx
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(5400)]
 
@@ -132,6 +134,24 @@ def test_it_is_a_working_debian(images: dict[str, Path]) -> None:
         guest.expect(pexpect.EOF)
     finally:
         guest.close(force=True)
+
+
+def test_over_http_the_audit_reads_a_small_part(
+    armvm: Armvm, images: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    """A disk of 2 GiB as qcow2 behind nginx: kernel configuration, modules' lists and the initial RAM disk suffice."""
+    served = folder / "served"
+    served.mkdir()
+    image = served / "arm64.qcow2"
+    made = armvm("convert", "-q", images["arm64"], image, "--size", "2G", timeout_seconds=600)
+    assert made.returncode == 0, made.stderr
+    with nginx(served, tmp_path / "nginx") as server:
+        said = armvm("check", "--strict", "--fail-on", "should", f"{server.url}/arm64.qcow2", timeout_seconds=300)
+        sent = sum(size for _, size, _ in server.sent())
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert re.search(r"read [\d.]+ MiB of [\d.]+ MiB in \d+ requests", said.stderr)
+    assert sent < image.stat().st_blocks * 512 * 5 // 100
+    shutil.rmtree(served)
 
 
 def _log_in(guest: pexpect.spawn[str]) -> None:
