@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from armvm.disk.files import FileSystem
 from armvm.guest.assumptions_boot import entry_assumptions, initrd_assumptions, source_assumptions
-from armvm.guest.assumptions_login import login_assumptions
-from armvm.guest.assumptions_mounts import crypttab_assumptions, fstab_assumptions, unit_assumptions
-from armvm.guest.assumptions_network import network_assumptions
 from armvm.guest.devices import Disks, Volume, Volumes
 from armvm.guest.facts import Assumption, AssumptionKind, BootEntry
 from armvm.guest.mounted import GuestFiles, GuestText
@@ -53,6 +50,10 @@ def find_assumptions(
         every += initrd_assumptions(inside, disks)
         unread += inside.unread
     if system is not None:
+        from armvm.guest.assumptions_login import login_assumptions
+        from armvm.guest.assumptions_mounts import crypttab_assumptions, fstab_assumptions, unit_assumptions
+        from armvm.guest.assumptions_network import network_assumptions
+
         text = GuestText(system.files)
         every += source_assumptions(text, disks)
         every += fstab_assumptions(system.fstab, disks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from armvm.disk.files import FileSystem
 from armvm.disk.filesystems import open_files
@@ -14,9 +15,11 @@ from armvm.guest.assumptions import Assumptions, find_assumptions
 from armvm.guest.bootable import BootableKernel, KernelCache, load_kernel
 from armvm.guest.bootchain import BootChain, find_boot
 from armvm.guest.facts import BootEntry
-from armvm.guest.inspect import GuestFacts, guest_facts
 from armvm.guest.system import GuestSystem, find_system, read_system
 from armvm.image.contents import ImageContents
+
+if TYPE_CHECKING:
+    from armvm.guest.inspect import GuestFacts
 
 
 class GuestAudit:
@@ -84,6 +87,8 @@ class GuestAudit:
 
     def facts(self) -> tuple[GuestFacts, ...]:
         """The facts about each guest, without verdicts."""
+        from armvm.guest.inspect import guest_facts
+
         return tuple(guest_facts(system, self.entries_for(state)) for state, system in self.installed.items())
 
     def _assumptions(self, state: ExecutionState | None, system: GuestSystem | None) -> Assumptions:

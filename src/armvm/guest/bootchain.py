@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from armvm.disk.storage import Disk, Slice
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.guest.boot_outcome import Choice, Outcome, Started, evidence_of, judge_menu, stopped
 from armvm.guest.facts import BootEntry, PlacedFile
-from armvm.guest.grub import GrubProgram, run_grub
-from armvm.guest.grub_values import GrubEntry, GrubLoad, GrubResult
-from armvm.guest.memdisk import OpenFiles, open_memdisk
-from armvm.guest.shim import follow_fallback, follow_shim
-from armvm.guest.systemd_boot import follow_systemd_boot
 from armvm.guest.trouble import TroubleKind, missing, untold
 from armvm.guest.volume_source import BootVolume, VolumeSource
 from armvm.image.bootprogram import BootProgram, ProgramKind, grub_memdisk, identify
@@ -26,6 +22,10 @@ from armvm.image.pe import PeImage, parse_pe
 from armvm.printable import printable
 from armvm.spec.judgement import Judgement, failed, not_applicable, passed, unknown
 from armvm.spec.verdict import Evidence, Verdict
+
+if TYPE_CHECKING:
+    from armvm.guest.grub_values import GrubEntry, GrubLoad, GrubResult
+    from armvm.guest.memdisk import OpenFiles
 
 _MOST_PROGRAMS = 24
 _MOST_DEPTH = 8
@@ -157,10 +157,16 @@ class _Walk:
             case ProgramKind.GRUB:
                 return self._grub(visit)
             case ProgramKind.SHIM:
+                from armvm.guest.shim import follow_shim
+
                 return follow_shim(self, started, steps)
             case ProgramKind.FALLBACK:
+                from armvm.guest.shim import follow_fallback
+
                 return follow_fallback(self, started, steps)
             case ProgramKind.SYSTEMD_BOOT:
+                from armvm.guest.systemd_boot import follow_systemd_boot
+
                 return follow_systemd_boot(self, started, self.volumes, steps)
             case ProgramKind.OTHER:
                 return Outcome(
@@ -172,6 +178,9 @@ class _Walk:
                 )
 
     def _grub(self, visit: _Visit) -> Outcome:
+        from armvm.guest.grub import GrubProgram, run_grub
+        from armvm.guest.memdisk import open_memdisk
+
         started, program, steps = visit.started, visit.program, visit.steps
         where = started.place.where
         disk = grub_memdisk(visit.pe, visit.content)
