@@ -103,7 +103,7 @@ def test_the_installers_verdicts(state: ExecutionState) -> None:
     judged = {name: check([installer(state)]) for name, check in DRIVER_CHECKS.items()}
     failed = {name for name, judgement in judged.items() if judgement.verdict is Verdict.FAIL}
     assert failed == {"guest.virtio-pci", "guest.virtio-mmio", "guest.xen-pv"}
-    assert "virtio block device (virtio_blk) is absent" in judged["guest.virtio-pci"].message
+    assert "Virtio block device (virtio_blk) is absent." in judged["guest.virtio-pci"].message
     unjudged = {name for name, judgement in judged.items() if judgement.verdict is not Verdict.PASS} - failed
     assert unjudged == ({"guest.acpi"} if state is ExecutionState.AARCH32 else set())
 
