@@ -6,7 +6,6 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from armvm.disk.qcow2 import Qcow2Disk, open_qcow2
 from armvm.disk.raw import RawDisk
 from armvm.disk.remote import is_url, open_remote, shown_name
 from armvm.disk.storage import BaseDisk, Disk
@@ -145,6 +144,8 @@ def _is_image(file: BaseDisk) -> bool:
 
 def _open_by_path(path: str, format: str, allow_backing_files: bool) -> BaseDisk:
     if format == "qcow2":
+        from armvm.disk.qcow2 import open_qcow2
+
         return open_qcow2(path, allow_backing_files=allow_backing_files)
     from armvm.disk.foreign import ForeignDisk
 
@@ -156,6 +157,8 @@ def _open_within(file: BaseDisk, format: str) -> BaseDisk:
     if format == "raw":
         return file
     if format == "qcow2":
+        from armvm.disk.qcow2 import Qcow2Disk
+
         return Qcow2Disk(file)
     if file.traffic is not None:
         hint = "download it first, and name the file"
