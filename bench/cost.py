@@ -41,6 +41,7 @@ class Case:
 def measure(case: Case) -> tuple[float, float]:
     """(CPU seconds, wall seconds) of one run, its children included."""
     environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed command has its bytecode: compiling is not its cost
     if case.path is not None:
         environment["PATH"] = f"{case.path}:{environment['PATH']}"
     started = time.perf_counter()
