@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from armvm.machine import instances
+from armvm.instance import store as instances
 from tools.boot_images import READY, guest_image
 
 Armvm = Callable[..., "subprocess.CompletedProcess[str]"]

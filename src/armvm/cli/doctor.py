@@ -18,8 +18,8 @@ from armvm.errors import ArmvmError, MissingError, UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.descriptor import Skipped
 from armvm.firmware.discovery import Firmware, find_firmware, skipped_descriptors
+from armvm.home import home
 from armvm.machine.accelerators import Accelerator, survey
-from armvm.machine.instances import home
 from armvm.packages import Component, components, distribution_family, families, install_command, install_command_for
 from armvm.printable import printable
 from armvm.process import ProgramError, find_program, run

@@ -104,7 +104,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from armvm.cli.terminal import notes
-    from armvm.machine.instances import home
+    from armvm.home import home
     from armvm.platform.check import check_platform
     from armvm.platform.host import expected_machine
     from armvm.platform.trial import run_trial

@@ -18,9 +18,9 @@ from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, 
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
+    from armvm.instance.store import Instance
     from armvm.machine.console import Conversation, Outcome, Sink
     from armvm.machine.console_text import Pattern
-    from armvm.machine.instances import Instance
     from armvm.machine.qemu.backend import Qemu
 
 DESCRIPTION = """\
@@ -152,21 +152,20 @@ def _bootable_state(disk: Disk) -> ExecutionState:
 
 def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], int | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
-    from armvm.machine import instances
+    from armvm.instance.lock import HolderKind
+    from armvm.instance.log import logging
+    from armvm.instance.store import find
 
-    instance = instances.find(options.name)
+    instance = find(options.name)
     if not instance.exists:
         _make(instance, options)
-    elif options.image is not None and not _same_file(options.image, instance.image().path):
-        raise UsageError(
-            f"instance {options.name} stands on {instance.image().path}, not on {options.image}",
-            hint="leave the image out to go on with it, or choose another name",
-        )
+    elif options.image is not None:
+        _require_image(instance, options.image)
     hold: tuple[int, ...] = ()
     log = None
     if not options.print_command:
-        hold = (stack.enter_context(instance.locked()),)
-        log = stack.enter_context(instance.logging())
+        hold = (stack.enter_context(instance.locked(kind=HolderKind.MACHINE)).descriptor,)
+        log = stack.enter_context(logging(instance.log))
     machine = instance.machine()
     if options.arch not in {None, machine.state.value}:
         raise UsageError(f"instance {options.name} is an {machine.state.label} machine")
@@ -179,8 +178,17 @@ def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machi
     return replace(machine, **chosen(options)), hold, log
 
 
+def _require_image(instance: Instance, path: Path) -> None:
+    image = next(iter(instance.definition().images), None)
+    if image is None or not _same_file(path, image.path):
+        raise UsageError(
+            f"instance {instance.name} stands on {image.path if image else 'no image'}, not on {path}",
+            hint="leave the image out to go on with it, or choose another name",
+        )
+
+
 def _make(instance: Instance, options: argparse.Namespace) -> None:
-    from armvm.machine import instances
+    from armvm.instance.create import create
 
     if options.image is None or options.print_command:
         raise UsageError(
@@ -190,7 +198,7 @@ def _make(instance: Instance, options: argparse.Namespace) -> None:
     with ExitStack() as reading:
         machine, disk = _from_image(options, reading)
         _qemu_for(machine, options)  # nothing is made that could not be run
-        instances.create(instance, machine, disk, firmware_file=firmware_file)
+        create(instance, machine, disk, firmware_file=firmware_file)
 
 
 def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack: ExitStack) -> None:

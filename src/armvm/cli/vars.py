@@ -12,7 +12,7 @@ from armvm.errors import UsageError
 from armvm.firmware.values import describe
 from armvm.firmware.variables import Variable, VariableStore
 from armvm.firmware.varstore import READ_BYTES, parse_store
-from armvm.machine.instances import find
+from armvm.instance.store import find
 from armvm.printable import printable
 
 DESCRIPTION = "Reads the UEFI variables of a kept instance (armvm run IMAGE --name NAME). It must not be running."

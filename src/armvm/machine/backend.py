@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from armvm.machine.definition import Machine
 
@@ -55,7 +55,15 @@ class DeviceGone:
     name: str
 
 
-Event = ConsoleOutput | GuestReset | DeviceGone | Ended | Readable
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Anything else that the hypervisor reports, in its own words: a job's new state, a device's trouble."""
+
+    name: str
+    data: dict[str, Any]
+
+
+Event = ConsoleOutput | GuestReset | DeviceGone | Report | Ended | Readable
 
 
 class Session(Protocol):

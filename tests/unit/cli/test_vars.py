@@ -12,7 +12,7 @@ from armvm.cli.main import main
 from armvm.firmware.variables import FLASH_SIZE_BYTES, Variable
 from armvm.firmware.varstore import serialise_store
 from armvm.guid import EFI_GLOBAL_VARIABLE
-from armvm.machine import instances
+from armvm.instance import store as instances
 
 VENDOR = UUID("11111111-2222-3333-4444-555555555555")
 

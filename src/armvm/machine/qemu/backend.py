@@ -38,7 +38,7 @@ class Qemu:
         """Why this QEMU cannot be ``machine``, one sentence each."""
         return command.problems(machine)
 
-    def plan(self, machine: Machine, channels: command.Channels | None = None) -> list[str]:
+    def plan(self, machine: Machine, channels: command.Channels | None = None, *, paused: bool = False) -> list[str]:
         """The argument list that starts ``machine``; without ``channels`` one to be run by hand."""
         return command.plan(
             machine,
@@ -47,24 +47,28 @@ class Qemu:
             narrow=self.narrow,
             cpu=self.cpu,
             sandbox=self.sandbox,
+            paused=paused,
             channels=channels,
         )
 
-    def start(self, machine: Machine, *, hold: Sequence[int] = ()) -> QemuSession:
+    def start(self, machine: Machine, *, hold: Sequence[int] = (), paused: bool = False) -> QemuSession:
         """Start ``machine``. The VM keeps the descriptors ``hold`` (locks) open as long as it lives.
+
+        ``paused`` starts it with its vCPUs stopped.
 
         Raises UsageError for a machine that cannot be, MachineError with QEMU's words when it does not start.
         """
         require_sound(problems(machine) + self.problems(machine))
         try:
-            return self._start(machine, hold)
+            return self._start(machine, hold, paused)
         except MachineError as error:
             if self.sandbox and "sandbox" in error.output_tail:  # a QEMU that was built without seccomp
-                return replace(self, sandbox=False).start(machine, hold=hold)
+                return replace(self, sandbox=False).start(machine, hold=hold, paused=paused)
             raise
 
-    def _start(self, machine: Machine, hold: Sequence[int]) -> QemuSession:
+    def _start(self, machine: Machine, hold: Sequence[int], paused: bool) -> QemuSession:
         ours, theirs = socket.socketpair()
+        kept: dict[str, socket.socket] = {}
         with ExitStack() as stack:
             inherited = [stack.enter_context(theirs).fileno(), *hold]
             variables = None
@@ -72,14 +76,23 @@ class Qemu:
                 variables = _ephemeral_variables()
                 stack.callback(os.close, variables)
                 inherited.append(variables)
+            more: dict[str, int] = {}
+            for name in command.channel_names(machine):
+                kept[name], given = socket.socketpair()
+                more[name] = stack.enter_context(given).fileno()
+                inherited.append(more[name])
+            channels = command.Channels(theirs.fileno(), variables, more)
             try:
-                child = Child(self.plan(machine, command.Channels(theirs.fileno(), variables)), inherit=inherited)
+                child = Child(self.plan(machine, channels, paused=paused), inherit=inherited)
             except BaseException:
-                ours.close()
+                for end in (ours, *kept.values()):
+                    end.close()
                 raise
+        for end in kept.values():
+            end.setblocking(False)
         from armvm.machine.qemu.session import QemuSession  # loaded while QEMU starts
 
-        session = QemuSession(child, ours)
+        session = QemuSession(child, ours, kept)
         try:
             session.greet()
         except BaseException:

@@ -15,7 +15,8 @@ Choices that matter, and why:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from armvm.execution import ExecutionState
@@ -29,6 +30,7 @@ from armvm.machine.definition import (
     GicVersion,
     HardwareDescription,
     Machine,
+    Nic,
     UserNetwork,
     Writes,
 )
@@ -58,11 +60,19 @@ def hotplug_port(index: int) -> str:
 class Channels:
     """What QEMU inherits by descriptor, beside the console on its standard input and output: nothing listens.
 
-    ``control`` is a socket for QMP; ``variables`` the ephemeral variable store, None when the machine has its own file.
+    ``control`` is a socket for QMP; ``variables`` the ephemeral variable store, None when the machine has its own file;
+    ``more`` are the sockets of ``channel_names`` by their names.
     """
 
     control: int
     variables: int | None = None
+    more: Mapping[str, int] = field(default_factory=dict)
+
+
+def channel_names(machine: Machine) -> tuple[str, ...]:
+    """What QEMU needs further sockets for: every console beside the first (``console1`` …), the guest agent."""
+    consoles = (f"console{index}" for index in range(1, machine.more_consoles + 1))
+    return (*consoles, *(("agent",) if machine.guest_agent else ()))
 
 
 def plan(
@@ -73,16 +83,19 @@ def plan(
     cpu: str | None = None,
     narrow: bool = False,
     sandbox: bool = True,
+    paused: bool = False,
     channels: Channels | None = None,
 ) -> list[str]:
     """The argument list that makes QEMU's ``program`` be ``machine``.
 
-    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. Without ``channels`` the console is on standard
-    input and output, with QEMU's monitor behind Ctrl-a.
+    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped. Without
+    ``channels`` the console is on standard input and output, with QEMU's monitor behind Ctrl-a.
     """
     arguments = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     if sandbox:
         arguments += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    if paused:
+        arguments.append("-S")
     description = "on" if machine.description is HardwareDescription.ACPI else "off"
     arguments += [
         *("-machine", f"virt,gic-version={_gic(machine, accelerator)},acpi={description}"),
@@ -171,7 +184,9 @@ def _disk(disk: DiskDevice, index: int, bus: Bus) -> list[str]:
     return ["-drive", drive, "-device", device]
 
 
-def _nic(nic: UserNetwork, index: int, bus: Bus) -> list[str]:
+def _nic(nic: Nic, index: int, bus: Bus) -> list[str]:
+    if not isinstance(nic, UserNetwork):
+        raise NotImplementedError
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host_port}-:{forward.guest_port}" for forward in nic.forwards)
     device = f"{_device('virtio-net', bus, _FIRST_NIC_SLOT + index)},netdev=net{index}"
     if bus is Bus.PCI:

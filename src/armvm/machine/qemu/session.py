@@ -6,12 +6,12 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
 from armvm.errors import MachineError
-from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable
+from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable, Report
 from armvm.machine.lifecycle import Child
 from armvm.machine.qmp import Qmp, QmpEvent
 from armvm.printable import printable
@@ -25,9 +25,15 @@ takes its time from the guest's."""
 
 
 class QemuSession:
-    """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket."""
+    """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket.
 
-    def __init__(self, child: Child, control: socket.socket) -> None:
+    ``channels`` are our ends of the other sockets that it inherited (``command.channel_names``), which do not block.
+    """
+
+    def __init__(
+        self, child: Child, control: socket.socket, channels: Mapping[str, socket.socket] | None = None
+    ) -> None:
+        self.channels = dict(channels or {})
         self._child = child
         self._qmp = Qmp(control)
         self._console_open = True
@@ -115,19 +121,24 @@ class QemuSession:
                 self._qmp.tell("quit")
                 self._drain_until_over()
         self._child.kill()
-        self._qmp.close()
+        self._hang_up()
 
     def kill(self) -> None:
         """Kill QEMU as a crash of the host would: nothing is flushed, nobody is asked."""
         self._over = True
         self._child.kill()
-        self._qmp.close()
+        self._hang_up()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def _hang_up(self) -> None:
+        self._qmp.close()
+        for channel in self.channels.values():
+            channel.close()
 
     def _drain_until_over(self) -> None:
         """Give QEMU time to flush its disks, reading what it says so that it cannot block on saying it."""
@@ -169,6 +180,8 @@ class QemuSession:
                 events.append(DeviceGone(str(report.data["device"])))
             elif report.name == "SHUTDOWN":
                 self._ending = Ending.POWERED_OFF if report.data.get("guest") else Ending.STOPPED
+            else:
+                events.append(Report(report.name, report.data))
         return events
 
     def _ended(self) -> Ended:

@@ -1,0 +1,174 @@
+"""The lock of an instance: one process at a time, known by name, and noticed when it died with the lock in its hands.
+
+It is a flock(2) on the file ``lock``, whose content names the holder. Who lets go in order empties the file: content in
+a file that nobody holds is a crash to be cleaned up after. On NFS, Linux makes flock a lock at the server, so two hosts
+see each other's too.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from armvm.errors import BusyError, OutputError
+from armvm.printable import printable
+
+_MOST_BYTES = 1024
+_SHORTEST_WAIT_SECONDS = 0.005
+_LONGEST_WAIT_SECONDS = 0.1
+
+
+class HolderKind(enum.Enum):
+    """What holds an instance."""
+
+    COMMAND = "command"
+    """A command that is over soon: it is waited for."""
+    MACHINE = "machine"
+    """The process that runs the machine: until that is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds an instance, or held it last and died.
+
+    ``started`` is when that process was started, in the kernel's ticks since the boot, 0 where that is not to be had:
+    together with ``pid`` and ``host`` (its name and the id of its boot) it tells the process from any later one.
+    """
+
+    kind: HolderKind
+    pid: int
+    started: int
+    host: str
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs, or ran, on this host since its last boot."""
+        return self.host == _host()
+
+    @property
+    def alive(self) -> bool | None:
+        """Whether that very process lives; None when it is another host's and nothing can be said."""
+        if not self.here:
+            return None
+        return _started(self.pid) == self.started if self.started else _exists(self.pid)
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" + ("" if self.here else f" of host {printable(self.host.partition(' ')[0])}")
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """The lock, held. ``descriptor`` is for the hypervisor to hold too. ``crashed`` is who died with it before."""
+
+    descriptor: int
+    crashed: Holder | None
+
+
+@contextmanager
+def locked(
+    path: Path, *, what: str, kind: HolderKind = HolderKind.COMMAND, wait_seconds: float = 60.0
+) -> Iterator[Lock]:
+    """Hold the lock at ``path`` within the block. ``what`` is what it protects, in words, for messages.
+
+    Another command is waited for; a running machine is not. Raises BusyError, which names the process that holds it,
+    OutputError when the file cannot be made.
+    """
+    descriptor = _open(path)
+    try:
+        _take(descriptor, what, wait_seconds)
+        crashed = _read(descriptor)
+        _write(descriptor, Holder(kind, os.getpid(), _started(os.getpid()), _host()))
+        yield Lock(descriptor, crashed)
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def holder(path: Path) -> tuple[Holder | None, bool]:
+    """Who the lock at ``path`` names, and whether it is held now. Named and not held: that process has crashed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None, False
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _read(descriptor), True
+        return _read(descriptor), False
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, what: str, wait_seconds: float) -> None:
+    """Wait for the lock: by asking again, for a wait in the kernel could not see a machine start meanwhile."""
+    deadline, pause = time.monotonic() + wait_seconds, _SHORTEST_WAIT_SECONDS
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        now = _read(descriptor)
+        if now is not None and now.kind is HolderKind.MACHINE and now.alive is not False:
+            raise BusyError(f"{what} is running, in use by {now}", hint="stop it first: armvm vm stop NAME")
+        if time.monotonic() >= deadline:
+            raise BusyError(f"{what} is in use by {now or 'another process'}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_WAIT_SECONDS)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read(descriptor: int) -> Holder | None:
+    """Who the file names; None when it names nobody, or is being written this moment."""
+    try:
+        fields = json.loads(os.pread(descriptor, _MOST_BYTES, 0))
+        return Holder(HolderKind(fields["kind"]), int(fields["pid"]), int(fields["started"]), str(fields["host"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(descriptor: int, holder: Holder) -> None:
+    content = json.dumps({**asdict(holder), "kind": holder.kind.value}).encode()
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, content, 0)
+    except OSError as error:
+        raise OutputError(f"cannot write the lock: {error.strerror}") from error
+
+
+def _host() -> str:
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return f"{socket.gethostname()} {file.read().strip()}"
+    return socket.gethostname()
+
+
+def _started(pid: int) -> int:
+    """When a process was started (proc(5), /proc/PID/stat, field 22); 0 when that cannot be read."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b") ")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
