@@ -24,11 +24,12 @@ from armvm.printable import printable
 _MOST_TEXT = 400
 _MOST_LISTED = 64
 
-_EDK2_SWITCHES = {
+SWITCHES = {
     ("SecureBootEnable", SECURE_BOOT_ENABLE),
     ("CustomMode", CUSTOM_MODE),
     ("VendorKeysNv", VENDOR_KEYS),
 }
+"""EDK2's own variables that are on or off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _describer(variable: Variable) -> Callable[[bytes], str] | None:
         if is_load_option(name):
             return _load_option
         return _GLOBAL.get(name)
-    return _switch if (name, vendor) in _EDK2_SWITCHES else None
+    return _switch if (name, vendor) in SWITCHES else None
 
 
 def _load_option(data: bytes) -> str:
@@ -155,12 +156,12 @@ def _text(data: bytes) -> str:
 
 def _indications(data: bytes) -> str:
     (bits,) = struct.unpack("<Q", data)
-    names = [name for bit, name in enumerate(_INDICATIONS) if bits >> bit & 1]
-    unknown = bits >> len(_INDICATIONS) << len(_INDICATIONS)
+    names = [name for bit, name in enumerate(INDICATIONS) if bits >> bit & 1]
+    unknown = bits >> len(INDICATIONS) << len(INDICATIONS)
     return ", ".join([*names, hex(unknown)] if unknown else names) or "none"
 
 
-_INDICATIONS = (
+INDICATIONS = (
     "boot to firmware settings",
     "timestamp revocation",
     "file capsule delivery",

@@ -44,25 +44,27 @@ VENDORS = {
 }
 """Vendors that may be written by name."""
 
-_AUTHENTICATED = DEFAULT_ATTRIBUTES | Attributes.TIME_BASED_AUTHENTICATED_WRITE
-_BOOT_ONLY = Attributes.NON_VOLATILE | Attributes.BOOT_SERVICE
+AUTHENTICATED_ATTRIBUTES = DEFAULT_ATTRIBUTES | Attributes.TIME_BASED_AUTHENTICATED_WRITE
+"""What the signature databases have (UEFI 2.10 §3.3, §32.6.1)."""
+BOOT_ATTRIBUTES = Attributes.NON_VOLATILE | Attributes.BOOT_SERVICE
+"""What the firmware keeps from the operating system."""
 
 _KNOWN: dict[str, tuple[UUID, Attributes]] = {
-    **dict.fromkeys(("PK", "KEK"), (EFI_GLOBAL_VARIABLE, _AUTHENTICATED)),
-    **dict.fromkeys(("db", "dbx", "dbt", "dbr"), (IMAGE_SECURITY_DATABASE, _AUTHENTICATED)),
+    **dict.fromkeys(("PK", "KEK"), (EFI_GLOBAL_VARIABLE, AUTHENTICATED_ATTRIBUTES)),
+    **dict.fromkeys(("db", "dbx", "dbt", "dbr"), (IMAGE_SECURITY_DATABASE, AUTHENTICATED_ATTRIBUTES)),
     **dict.fromkeys(
         ("BootOrder", "BootNext", "DriverOrder", "SysPrepOrder", "Timeout", "OsIndications", "Lang", "PlatformLang"),
         (EFI_GLOBAL_VARIABLE, DEFAULT_ATTRIBUTES),
     ),
     **dict.fromkeys(("ConIn", "ConOut", "ErrOut"), (EFI_GLOBAL_VARIABLE, DEFAULT_ATTRIBUTES)),
-    "SecureBootEnable": (SECURE_BOOT_ENABLE, _BOOT_ONLY),
-    "CustomMode": (CUSTOM_MODE, _BOOT_ONLY),
-    "VendorKeysNv": (VENDOR_KEYS, _BOOT_ONLY | Attributes.TIME_BASED_AUTHENTICATED_WRITE),
-    "certdb": (CERTIFICATE_DATABASE, _AUTHENTICATED),
-    "TlsCaCertificate": (VENDORS["tls-certificates"], _BOOT_ONLY),
+    "SecureBootEnable": (SECURE_BOOT_ENABLE, BOOT_ATTRIBUTES),
+    "CustomMode": (CUSTOM_MODE, BOOT_ATTRIBUTES),
+    "VendorKeysNv": (VENDOR_KEYS, BOOT_ATTRIBUTES | Attributes.TIME_BASED_AUTHENTICATED_WRITE),
+    "certdb": (CERTIFICATE_DATABASE, AUTHENTICATED_ATTRIBUTES),
+    "TlsCaCertificate": (VENDORS["tls-certificates"], BOOT_ATTRIBUTES),
     **dict.fromkeys(
         ("MokList", "MokListX", "MokListTrusted", "SbatLevel", "SHIM_DEBUG", "SHIM_VERBOSE", "FALLBACK_VERBOSE"),
-        (SHIM, _BOOT_ONLY),
+        (SHIM, BOOT_ATTRIBUTES),
     ),
     "FB_NO_REBOOT": (SHIM, DEFAULT_ATTRIBUTES),
     **dict.fromkeys(
