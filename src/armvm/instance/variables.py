@@ -41,8 +41,11 @@ def read_variables(instance: Instance) -> VariableStore:
 
     Raises InputError when it cannot be read, UsageError when there is no such instance, BusyError when it runs.
     """
-    with instance.locked(wait_seconds=WAIT_SECONDS), _open(instance.variables) as flash:
-        return _parse(flash, instance.variables)
+    with instance.locked(wait_seconds=WAIT_SECONDS):
+        with suppress(OutputError):
+            _sweep(instance.variables)
+        with _open(instance.variables) as flash:
+            return _parse(flash, instance.variables)
 
 
 def edit_variables(
