@@ -53,13 +53,14 @@ def describe_certificate(der: bytes) -> Certificate | None:
         from cryptography import x509
     except ImportError:
         return None
+    names = {x509.OID_EMAIL_ADDRESS: "emailAddress"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's opinions on how a certificate should be made
         try:
             read = x509.load_der_x509_certificate(der)
             return Certificate(
-                subject=_name(read.subject.rfc4514_string()),
-                issuer=_name(read.issuer.rfc4514_string()),
+                subject=_name(read.subject.rfc4514_string(names)),
+                issuer=_name(read.issuer.rfc4514_string(names)),
                 serial=read.serial_number,
                 not_before=f"{read.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}",
                 not_after=f"{read.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",

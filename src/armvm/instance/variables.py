@@ -19,8 +19,11 @@ from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store,
 from armvm.instance.store import Instance
 from armvm.machine.definition import Machine
 
-WAIT_SECONDS = 180.0
-"""How long an edit waits for others: some hundred of them, started at once, each get their turn."""
+WAIT_SECONDS = 600.0
+"""How long a command waits for others: of hundreds that are started at once each gets its turn, on slow machines too.
+
+A running machine is not waited for.
+"""
 
 
 @dataclass(frozen=True, slots=True)
