@@ -49,9 +49,7 @@ def put_variables(instance: Instance, variables: Iterable[Variable]) -> None:
 def raw_flash(instance: Instance, folder: Path) -> Path:
     """Its flash as a raw file, as qemu-img reads it."""
     raw = folder / f"{instance.name}.fd"
-    subprocess.run(
-        ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", instance.variables, raw], check=True, timeout=60
-    )
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", instance.variables, raw], check=True, timeout=60)
     return raw
 
 

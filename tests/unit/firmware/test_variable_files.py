@@ -85,7 +85,7 @@ def test_a_folder_as_efivarfs_has_it(tmp_path: Path) -> None:
     assert (folder / f"Timeout-{EFI_GLOBAL_VARIABLE}").read_bytes() == b"\7\0\0\0\3\0"
     assert set(read_import(folder).variables) == set(variables)
     assert read_import(folder / f"Timeout-{EFI_GLOBAL_VARIABLE}").variables == (PLAIN,)
-    assert os.listdir(tmp_path) == ["vars"]
+    assert [path.name for path in tmp_path.iterdir()] == ["vars"]
     with pytest.raises(OutputError):
         write_folder(folder, [])
     assert set(read_import(folder).variables) == set(variables)
@@ -95,7 +95,7 @@ def test_a_folder_as_efivarfs_has_it(tmp_path: Path) -> None:
 def test_what_cannot_be_a_files_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no file can be named"):
         write_folder(tmp_path / "vars", [Variable(name, OWN, b"x")])
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
