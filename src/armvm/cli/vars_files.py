@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from armvm.atomic import write_file
@@ -49,10 +50,7 @@ def import_(options: argparse.Namespace) -> int:
     def change(store: VariableStore) -> VariableStore:
         added = merged(store, imported.variables)
         if options.replace:
-            kept = {one.key for one in added}
-            store = VariableStore(
-                tuple(one for one in store.variables if one.key in kept), store.area_bytes, store.formatted
-            )
+            store = replace(store, variables=())
         return with_variables(store, added)
 
     edit = edit_variables(find(options.instance), change, force=options.force, dry_run=options.dry_run)

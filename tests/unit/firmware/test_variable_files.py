@@ -32,10 +32,11 @@ def test_json_keeps_everything() -> None:
 
 
 def test_virt_firmwares_json_is_taken_too() -> None:
-    entry = {"name": "db", "guid": str(OWN), "attr": 39, "data": "58", "time": "e907030a022e25000000000000000000"}
+    time = "e907030a022e25000000000000000000"
+    entry = {"name": "db", "guid": str(OWN), "attr": 39, "data": "58", "time": time}
     content = json.dumps({"version": 2, "variables": [entry]}).encode()
     (variable,) = parse_json(content, subject="x").variables
-    assert variable == Variable("db", OWN, b"X", Attributes(39), bytes.fromhex(entry["time"]))
+    assert variable == Variable("db", OWN, b"X", Attributes(39), bytes.fromhex(time))
 
 
 def test_the_volatile_are_left_out_and_named() -> None:

@@ -13,8 +13,8 @@ from armvm.image.pe import parse_pe
 from tools.pe_images import make_pe
 
 
-def digest(raw: bytes) -> bytes:
-    return authenticode_sha256(MemoryDisk(raw))
+def digest(raw: bytes | bytearray) -> bytes:
+    return authenticode_sha256(MemoryDisk(bytes(raw)))
 
 
 @pytest.mark.parametrize("state", ExecutionState)
