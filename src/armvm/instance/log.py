@@ -49,8 +49,9 @@ class ConsoleLog:
             return
         if self._size > _MOST_BYTES and not self._line_bytes:
             self._rotate()
-        if self._lost_bytes:
-            self._say_loss()
+        if self._lost_bytes and not self._say_loss():
+            self._lost_bytes += len(text)
+            return
         now = f"{datetime.now(UTC).isoformat(timespec='milliseconds')[:-6]}Z "
         parts = []
         for line in harmless(text).splitlines(keepends=True):
@@ -69,7 +70,8 @@ class ConsoleLog:
         """Close it."""
         os.close(self._descriptor)
 
-    def _say_loss(self) -> None:
+    def _say_loss(self) -> bool:
+        """Say how much is missing; whether that could be written."""
         lost, self._lost_bytes = self._lost_bytes, 0
         broken = "\n" if not _ends_a_line(self._path, self._size) else ""
         self._line_bytes = 0
@@ -77,6 +79,8 @@ class ConsoleLog:
         self._append(f"{broken}{now} [{lost} bytes of this log could not be written]\n")
         if self._lost_bytes:
             self._lost_bytes = lost
+            return False
+        return True
 
     def _append(self, text: str) -> None:
         data = text.encode(errors="replace")
