@@ -122,7 +122,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
+    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
     machine = Machine(
         state=state,
         firmware=find_firmware(state, override=options.firmware),
@@ -136,8 +136,8 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     return replace(machine, **chosen(options)), disk
 
 
-def _bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first."""
+def bootable_state(disk: Disk) -> ExecutionState:
+    """The execution state that the image has a boot program for, AArch64 first. Raises InputError when for none."""
     from armvm.image.contents import ImageContents
 
     for state in ImageContents(disk).bootable_states:

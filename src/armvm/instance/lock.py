@@ -81,15 +81,19 @@ def locked(
     Another command is waited for; a running machine is not. Raises BusyError, which names the process that holds it,
     OutputError when the file cannot be made.
     """
-    descriptor = _open(path)
+    descriptor = _taken(path, what, wait_seconds)
     try:
-        _take(descriptor, what, wait_seconds)
         crashed = _read(descriptor)
-        _write(descriptor, Holder(kind, os.getpid(), _started(os.getpid()), _host()))
+        _write(descriptor, this_process(kind))
         yield Lock(descriptor, crashed)
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def this_process(kind: HolderKind) -> Holder:
+    """This process as a holder."""
+    return Holder(kind, os.getpid(), _started(os.getpid()), _host())
 
 
 def holder(path: Path) -> tuple[Holder | None, bool]:
@@ -105,6 +109,26 @@ def holder(path: Path) -> tuple[Holder | None, bool]:
             return _read(descriptor), True
         return _read(descriptor), False
     finally:
+        os.close(descriptor)
+
+
+def _taken(path: Path, what: str, wait_seconds: float) -> int:
+    """The file at ``path``, held: that which is there now, should another have taken its place while it was waited for.
+
+    (An instance was renamed, and one of its old name made.)
+    """
+    while True:
+        descriptor = _open(path)
+        try:
+            _take(descriptor, what, wait_seconds)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            return descriptor  # deleted: that is for whoever asked to see
         os.close(descriptor)
 
 
