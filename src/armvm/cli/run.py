@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.cli.machine_options import add_machine_arguments, chosen
 from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
+    add_instances_option(parser)
     add_machine_arguments(parser)
     host = parser.add_argument_group("how it is run")
     host.add_argument(
@@ -98,6 +100,8 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     elif options.image is None:
         raise UsageError("no image to boot", hint="armvm run IMAGE, or armvm run --name NAME for a kept instance")
     else:
+        if options.writable:
+            require_no_instances(options.image, options, what="written to by the guest")
         with ExitStack() as reading:  # a reader of the image must not be in QEMU's way
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
