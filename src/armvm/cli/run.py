@@ -19,6 +19,7 @@ from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, 
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
+    from armvm.instance.log import ConsoleLog
     from armvm.instance.store import Instance
     from armvm.machine.console import Conversation, Outcome, Sink
     from armvm.machine.console_text import Pattern
@@ -84,7 +85,7 @@ class _Plan:
     machine: Machine
     qemu: Qemu
     hold: tuple[int, ...] = ()
-    log: int | None = None
+    log: ConsoleLog | None = None
 
     @property
     def kept(self) -> bool:
@@ -154,7 +155,7 @@ def bootable_state(disk: Disk) -> ExecutionState:
     )
 
 
-def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], int | None]:
+def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
     from armvm.instance.lock import HolderKind
     from armvm.instance.log import logging
@@ -265,7 +266,8 @@ def _sinks(options: argparse.Namespace, plan: _Plan, stack: ExitStack, *, intera
     if not (options.quiet and options.until is not None):
         sinks.append(_screen(options, plain=os.isatty(1) and not interactive))
     if plan.log is not None:
-        sinks.append(_log_sink(plan.log, "the instance's console log"))
+        kept_log = plan.log
+        sinks.append(lambda _data, text: kept_log.write(text))
     if options.log is not None:
         sinks.append(_log_sink(_open_log(options, stack), str(options.log)))
     return sinks
