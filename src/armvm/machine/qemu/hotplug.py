@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armvm.machine.qemu.command import SCSI_CONTROLLER
+from armvm.machine.qemu.devices import SCSI_CONTROLLER
 from armvm.machine.qemu.session import QemuSession
 
 _SECONDS = 20.0
