@@ -71,12 +71,12 @@ def _delete_arguments(parser: argparse.ArgumentParser) -> None:
 def _delete(options: argparse.Namespace) -> int:
     from armvm.instance.remove import remove
     from armvm.instance.store import find
-    from armvm.instance.summary import Status, status_of
+    from armvm.instance.summary import RUNNING, status_of
 
     instances = [find(name) for name in dict.fromkeys(options.names)]
     for instance in instances:
         instance.require()
-        if status_of(instance) is Status.RUNNING and not options.kill:
+        if status_of(instance) in RUNNING and not options.kill:
             raise UsageError(
                 f"instance {instance.name} is running",
                 hint="armvm vm stop it first; --kill ends it as a power cut would",
@@ -114,11 +114,11 @@ def _ask(instances: list[Instance]) -> None:
 
 
 def _kill(instance: Instance) -> None:
-    from armvm.cli.main import main
-    from armvm.instance.summary import Status, status_of
+    from armvm.instance.control import kill
+    from armvm.instance.summary import RUNNING, status_of
 
-    if status_of(instance) is Status.RUNNING:
-        main(["vm", "kill", instance.name, "-q"])
+    if status_of(instance) in RUNNING:
+        kill(instance)
 
 
 ACTIONS = {

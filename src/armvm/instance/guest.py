@@ -49,9 +49,11 @@ class Agent:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
 
-    def ask(self, command: str, *, timeout_seconds: float = _ASK_SECONDS, **arguments: Any) -> Any:
+    def ask(
+        self, command: str, arguments: dict[str, Any] | None = None, *, timeout_seconds: float = _ASK_SECONDS
+    ) -> Any:
         """What the agent returns for one of its commands (QEMU, docs/interop/qemu-ga-ref)."""
-        request = {"do": "agent", "execute": command, "arguments": arguments, "timeout_seconds": timeout_seconds}
+        request = {"do": "agent", "execute": command, "arguments": arguments or {}, "timeout_seconds": timeout_seconds}
         answer = client.ask(self._instance, request, timeout_seconds=timeout_seconds + _MORE_SECONDS)
         return answer.get("return") if "file" not in answer else self._spooled(str(answer["file"]))
 
@@ -70,13 +72,15 @@ class Agent:
                 hint=f"at most {MOST_INPUT_BYTES}; bring a file first: armvm vm copy",
             )
         program, *arguments = argv
-        more = {"input-data": base64.b64encode(stdin).decode()} if stdin else {}
-        started = self.ask("guest-exec", path=program, arg=arguments, **{"capture-output": True}, **more)
+        wanted = {"path": program, "arg": arguments, "capture-output": True}
+        if stdin:
+            wanted["input-data"] = base64.b64encode(stdin).decode()
+        started = self.ask("guest-exec", wanted)
         pid = _number(started, "pid")
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         pause = _SHORTEST_PAUSE_SECONDS
         while True:
-            status = self.ask("guest-exec-status", pid=pid)
+            status = self.ask("guest-exec-status", {"pid": pid})
             if isinstance(status, dict) and status.get("exited"):
                 return _finished(status)
             if deadline is not None and time.monotonic() >= deadline:
@@ -89,7 +93,7 @@ class Agent:
         done = 0
         with self._open(path, "r") as handle:
             while True:
-                answer = self.ask("guest-file-read", handle=handle, count=_PIECE_BYTES)
+                answer = self.ask("guest-file-read", {"handle": handle, "count": _PIECE_BYTES})
                 content = _bytes(answer, "buf-b64")
                 file.write(content)
                 done += len(content)
@@ -105,27 +109,27 @@ class Agent:
             while content := file.read(_PIECE_BYTES):
                 while content:
                     text = base64.b64encode(content).decode()
-                    written = _number(self.ask("guest-file-write", handle=handle, **{"buf-b64": text}), "count")
+                    written = _number(self.ask("guest-file-write", {"handle": handle, "buf-b64": text}), "count")
                     if not 0 < written <= len(content):
                         raise GuestError(f"the guest agent wrote {written} of {len(content)} bytes to {path}")
                     content = content[written:]
                     done += written
                 if progress is not None:
                     progress(done)
-            self.ask("guest-file-flush", handle=handle)
+            self.ask("guest-file-flush", {"handle": handle})
 
     @contextmanager
     def _open(self, path: str, mode: str) -> Iterator[int]:
-        handle = self.ask("guest-file-open", path=path, mode=mode)
+        handle = self.ask("guest-file-open", {"path": path, "mode": mode})
         if not isinstance(handle, int):
             raise GuestError("the guest agent answers in a way that armvm does not understand")
         try:
             yield handle
         except BaseException:
             with suppress(GuestError):
-                self.ask("guest-file-close", handle=handle)
+                self.ask("guest-file-close", {"handle": handle})
             raise
-        self.ask("guest-file-close", handle=handle)
+        self.ask("guest-file-close", {"handle": handle})
 
     def _spooled(self, name: str) -> Any:
         """An answer that was too long for a line, out of the file that holds it, which is deleted."""

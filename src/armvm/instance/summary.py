@@ -26,13 +26,20 @@ class Status(enum.Enum):
     """How an instance is."""
 
     RUNNING = "running"
+    STARTING = "starting"
+    PAUSED = "paused"
+    """It runs, and its vCPUs do not."""
     STOPPED = "stopped"
     BUSY = "busy"
     """A command is at work on it."""
     CRASHED = "crashed"
-    """Its process was killed, or its host: the next command cleans up."""
+    """The process that ran it was killed, or its host went down: the next command cleans up."""
     BROKEN = "broken"
     """Its machine.toml cannot be read."""
+
+
+RUNNING = frozenset({Status.RUNNING, Status.STARTING, Status.PAUSED})
+"""There is a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,12 @@ def summarise(instance: Instance) -> Summary:
 def status_of(instance: Instance) -> Status:
     """How it is, by its lock."""
     holder, held = instance.holder
-    if held:
-        return Status.RUNNING if holder is not None and holder.kind is HolderKind.MACHINE else Status.BUSY
-    return Status.STOPPED if holder is None else Status.CRASHED
+    machine = holder is not None and holder.kind is HolderKind.MACHINE
+    if not held:
+        return Status.CRASHED if machine else Status.STOPPED
+    if holder is None or not machine:
+        return Status.BUSY
+    return Status(holder.phase.value) if holder.phase is not None else Status.RUNNING
 
 
 def used_bytes(folder: Path, depth: int = 0) -> int:

@@ -117,7 +117,7 @@ def test_a_forward_to_the_ssh_server_is_kept(image: Path) -> None:
 
 def test_a_port_that_is_taken_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "_is_free", lambda port: port == 20007)
-    monkeypatch.setattr(addresses.random, "sample", lambda *_: list(range(20000, 20010)))
+    monkeypatch.setattr("random.sample", lambda *_: list(range(20000, 20010)))
     assert addresses.free_port(()) == 20007
     with pytest.raises(OutputError, match="no free port"):
         addresses.free_port({20007})
