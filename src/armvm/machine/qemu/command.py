@@ -98,7 +98,7 @@ def plan(
         arguments.append("-S")
     description = "on" if machine.description is HardwareDescription.ACPI else "off"
     arguments += [
-        *("-machine", f"virt,gic-version={_gic(machine, accelerator)},acpi={description}"),
+        *("-machine", f"{machine.platform or 'virt'},gic-version={_gic(machine, accelerator)},acpi={description}"),
         *("-accel", "tcg,thread=multi" if accelerator is AcceleratorKind.TCG else accelerator.value),
         *("-cpu", cpu or _cpu(machine.state, accelerator, narrow=narrow)),
         *("-smp", str(machine.vcpus)),
