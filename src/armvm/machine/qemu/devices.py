@@ -1,9 +1,10 @@
 """Disks and network cards as QEMU has them: the arguments of QMP's commands, and the same as options.
 
-One form serves both ways in. A device that is there from the start is written as an option, one that comes while the VM
-runs is told by ``blockdev-add``, ``netdev_add`` and ``device_add``. So both have the same names, and leave the same way:
+One form serves both ways in. A device that is there from the start is written as an option, one that comes while the
+VM runs is told by ``blockdev-add``, ``netdev_add`` and ``device_add``. So both have the same names, and leave the same
+way:
 
-* a disk NAME is the device NAME on the block node NAME-node; a card NAME is the device NAME on the backend NAME-backend;
+* a disk NAME is the device NAME on the block node NAME-node; a card NAME the device NAME on the backend NAME-backend;
 * the flash chip of the UEFI variables is the block node ``variables-node``.
 """
 
@@ -123,7 +124,7 @@ def netdev_of(nic: Nic, name: str, *, tap: int | str | None = None) -> dict[str,
 
 
 def device_of_nic(nic: Nic, name: str, *, place: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``device_add`` for the card ``name``, whose backend is there already. ``place`` as for a disk."""
+    """The arguments of ``device_add`` for the card ``name``, whose backend is there already; ``place``: see disks."""
     on_mmio = str(place.get("bus", "")).startswith(MMIO_BUS)
     arguments: dict[str, Any] = {"driver": "virtio-net-device" if on_mmio else "virtio-net-pci", **place, "id": name}
     arguments["netdev"] = backend_name(name)
@@ -138,7 +139,7 @@ def device_of_nic(nic: Nic, name: str, *, place: Mapping[str, Any]) -> dict[str,
 def option(arguments: Mapping[str, Any], *, first: str) -> str:
     """``arguments`` of a QMP command as the value of the option of that kind; ``first`` is the key that has no name.
 
-    QEMU, docs/system/qemu-block-drivers and util/keyval.c: nested keys are joined by dots, a comma in a value is doubled.
+    Nested keys are joined by dots, a comma in a value is doubled (QEMU, util/keyval.c and util/qemu-option.c).
     """
     words = [_value(arguments[first])]
     for key, value in arguments.items():
