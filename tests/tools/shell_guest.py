@@ -1,6 +1,6 @@
 """A Linux guest with a shell on its console: Debian's kernel, the modules of what comes and goes, and a busybox.
 
-It says ``ARMVM-GUEST-READY`` when the shell listens, on the first serial port. What is typed is not said back; a command
+It says ``ARMVM-GUEST-READY`` when the shell listens, on the first serial port. What is typed is not said back; a line
 that ends with ``; echo DONE-$((1+1))`` can so be told from its echo in any case.
 """
 

@@ -21,7 +21,7 @@ _QCOW2 = "qcow2"
 
 
 def check_chain(definition: Definition) -> None:
-    """Raise InputError, which names the file, when a disk is gone, damaged, or stands on another image than recorded."""
+    """Raise InputError, which names the file, when a disk is gone, damaged, or not on the image that is recorded."""
     machine = definition.machine
     for name, disk in zip(disk_names(machine), machine.disks, strict=True):
         image = definition.image(name)
@@ -35,7 +35,7 @@ def image_under(path: Path, form: str, disk: str) -> BackingImage | None:
 
     Raises InputError when it cannot be read, or does not say the format of what it stands on, or that has one under it.
     """
-    header = _header(path) if form == _QCOW2 else _nothing(path)
+    header = _header(path, form)
     if header is None or header.backing_file is None:
         return None
     if header.backing_format is None:
@@ -51,7 +51,7 @@ def image_under(path: Path, form: str, disk: str) -> BackingImage | None:
 
 
 def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
-    header = _header(path) if form == _QCOW2 else _nothing(path)
+    header = _header(path, form)
     named = None if header is None else header.backing_file
     if named is None and image is None:
         return
@@ -78,13 +78,16 @@ def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
         )
 
 
-def _header(path: Path) -> Qcow2Header:
+def _header(path: Path, form: str) -> Qcow2Header | None:
+    """The header of a qcow2 image; None for a format that has nothing under it, but must be there."""
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_CLUSTER_SIZE)
+            content = file.read(MAX_CLUSTER_SIZE) if form == _QCOW2 else b""
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", subject=str(path)) from error
+    if form != _QCOW2:
+        return None
     header = parse_header(content, name=str(path), file_size=size)
     features = int.from_bytes(content[_FEATURES_OFFSET : _FEATURES_OFFSET + 8], "big")
     if header.version == 3 and features & _DIRTY:
@@ -94,15 +97,6 @@ def _header(path: Path) -> Qcow2Header:
             hint=f"qemu-img check -r all {path} brings it up to date",
         )
     return header
-
-
-def _nothing(path: Path) -> None:
-    """A format without anything under it: the file must be there, and be one."""
-    try:
-        with open(path, "rb"):
-            return
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", subject=str(path)) from error
 
 
 def _absolute(path: Path, named: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from armvm.errors import ArmvmError, InputError, MachineError, UsageError
 from armvm.instance import events, snapshots
 from armvm.instance.running import Request, Running, Step
-from armvm.instance.snapshot_file import Memory, folder_of
+from armvm.instance.snapshot_file import VARIABLES, Memory, folder_of
 from armvm.machine.accelerators import AcceleratorKind
 from armvm.machine.definition import Machine, disk_names
 from armvm.machine.devices import DiskInterface
@@ -142,6 +142,9 @@ def _load(running: Running, name: str) -> Step:
         )
         session.qmp.execute("cont", timeout_seconds=_SECONDS)
     except MachineError as error:
+        if not session.qmp.closed:
+            with suppress(MachineError):
+                session.qmp.tell("quit")  # it is neither what it was nor what it was to be
         raise MachineError(
             f"the memory of the snapshot {name} could not be loaded: {error.message}",
             output_tail=error.output_tail,
@@ -201,7 +204,7 @@ def _require_resumable(running: Running, name: str) -> None:
     known = {str(one.get("name")) for one in qmp.execute("query-machines")}
     if memory.platform not in known:
         raise InputError(
-            f"the memory in it is of QEMU's machine {memory.platform}, which this QEMU ({_version(running)}) does not have",
+            f"the memory in it is of QEMU's machine {memory.platform}, and this is QEMU {_version(running)}",
             subject=f"snapshot {name}",
         )
     now = _runner(running)
@@ -220,7 +223,7 @@ def _require_inside(running: Running, name: str) -> None:
     found = snapshots.find(running.instance, name)
     definition = snapshots.definition_of(running.instance, name)
     paths = {disk.name: disk.path for disk in snapshots.disks_of(definition)}
-    if not (folder_of(running.instance, name) / snapshots.VARIABLES).is_file() and definition.machine.variables:
+    if not (folder_of(running.instance, name) / VARIABLES).is_file() and definition.machine.variables:
         raise InputError("its UEFI variables are gone", subject=f"snapshot {name}")
     open_here = {disk.path for disk in running.definition.machine.disks}
     within = _inside(running.session)
@@ -281,5 +284,3 @@ def _runner(running: Running) -> _Runner:
     path = qmp.execute("query-cpus-fast")[0]["qom-path"]
     model = str(qmp.execute("qom-get", {"path": path, "property": "type"}))
     return _Runner(accelerator.value, model.removesuffix(_CPU_SUFFIX))
-
-

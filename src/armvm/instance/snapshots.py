@@ -176,7 +176,7 @@ def require_settled(instance: Instance) -> None:
 
 
 def require_free(instance: Instance, name: str, disks: tuple[KeptDisk, ...]) -> None:
-    """Raise UsageError when a snapshot ``name`` is there already, also inside a disk (a guest's image may bring one)."""
+    """Raise UsageError when a snapshot ``name`` is there already, also inside a disk (an image may bring its own)."""
     if folder_of(instance, name).exists():
         raise UsageError(
             f"instance {instance.name} has a snapshot {name} already",
@@ -297,9 +297,10 @@ def inside(path: Path) -> tuple[str, ...]:
 def _forget(instance: Instance, name: str, folder: Path, *, besides: frozenset[Path] = frozenset()) -> None:
     """Take the snapshot out of every disk that may hold it, then its folder away."""
     paths: set[Path] = set()
-    for described in (lambda: snapshot_file.read_definition(instance, folder), instance.definition):
-        with suppress(ArmvmError):
-            paths |= {disk.path for disk in described().machine.disks if _is_kept(disk)}
+    with suppress(ArmvmError):
+        paths |= {disk.path for disk in snapshot_file.read_definition(instance, folder).machine.disks if _is_kept(disk)}
+    with suppress(ArmvmError):
+        paths |= {disk.path for disk in instance.definition().machine.disks if _is_kept(disk)}
     for path in sorted(paths - besides):
         if path.is_file() and name in inside(path):
             _inside(path, "-d", name)

@@ -6,6 +6,7 @@ What there is to see of that from outside: the state of a virtio device, which t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from armvm.errors import MachineError
-from armvm.machine.devices import DiskDevice, DiskInterface, Nic, UserNetwork, Writes
+from armvm.machine.devices import BridgeNetwork, DiskDevice, DiskInterface, Nic, UserNetwork, Writes
+from armvm.machine.qemu.bridges import open_tap
 from armvm.machine.qemu.devices import (
     SCSI_CONTROLLER,
     backend_name,
@@ -65,7 +67,7 @@ def request_detach(session: QemuSession, device: HotDisk | HotNic) -> None:
 
 
 def add_disk(session: QemuSession, disk: DiskDevice, name: str, *, place: Mapping[str, Any]) -> None:
-    """Add ``disk`` at ``place`` (``places.place_of_disk``). Raises MachineError, with all as before, when QEMU refuses."""
+    """Add ``disk`` at ``place`` (see ``places``). Raises MachineError, with all as before, when QEMU refuses."""
     session.qmp.execute("blockdev-add", blockdev_of(disk, name), timeout_seconds=_SECONDS)
     try:
         session.qmp.execute("device_add", device_of_disk(disk, name, place=place), timeout_seconds=_SECONDS)
@@ -77,7 +79,17 @@ def add_disk(session: QemuSession, disk: DiskDevice, name: str, *, place: Mappin
 
 def add_nic(session: QemuSession, nic: Nic, name: str, *, place: Mapping[str, Any]) -> None:
     """Add ``nic`` at ``place``. Raises MachineError, with all as before, when QEMU refuses."""
-    session.qmp.execute("netdev_add", netdev_of(nic, name), timeout_seconds=_SECONDS)
+    if isinstance(nic, BridgeNetwork):
+        tap = f"{name}-tap"
+        descriptor = open_tap(nic.bridge)
+        try:
+            session.qmp.give(tap, descriptor, timeout_seconds=_SECONDS)
+        finally:
+            os.close(descriptor)
+        backend = netdev_of(nic, name, tap=tap)
+    else:
+        backend = netdev_of(nic, name)
+    session.qmp.execute("netdev_add", backend, timeout_seconds=_SECONDS)
     try:
         session.qmp.execute("device_add", device_of_nic(nic, name, place=place), timeout_seconds=_SECONDS)
     except MachineError:
