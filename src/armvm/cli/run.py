@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.cli.machine_options import add_machine_arguments, chosen
 from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
@@ -18,6 +19,7 @@ from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, 
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
+    from armvm.instance.log import ConsoleLog
     from armvm.instance.store import Instance
     from armvm.machine.console import Conversation, Outcome, Sink
     from armvm.machine.console_text import Pattern
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
+    add_instances_option(parser)
     add_machine_arguments(parser)
     host = parser.add_argument_group("how it is run")
     host.add_argument(
@@ -82,7 +85,7 @@ class _Plan:
     machine: Machine
     qemu: Qemu
     hold: tuple[int, ...] = ()
-    log: int | None = None
+    log: ConsoleLog | None = None
 
     @property
     def kept(self) -> bool:
@@ -98,6 +101,8 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     elif options.image is None:
         raise UsageError("no image to boot", hint="armvm run IMAGE, or armvm run --name NAME for a kept instance")
     else:
+        if options.writable:
+            require_no_instances(options.image, options, what="written to by the guest")
         with ExitStack() as reading:  # a reader of the image must not be in QEMU's way
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
@@ -122,7 +127,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
+    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
     machine = Machine(
         state=state,
         firmware=find_firmware(state, override=options.firmware),
@@ -136,8 +141,8 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     return replace(machine, **chosen(options)), disk
 
 
-def _bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first."""
+def bootable_state(disk: Disk) -> ExecutionState:
+    """The execution state that the image has a boot program for, AArch64 first. Raises InputError when for none."""
     from armvm.image.contents import ImageContents
 
     for state in ImageContents(disk).bootable_states:
@@ -150,7 +155,7 @@ def _bootable_state(disk: Disk) -> ExecutionState:
     )
 
 
-def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], int | None]:
+def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
     from armvm.instance.lock import HolderKind
     from armvm.instance.log import logging
@@ -261,7 +266,8 @@ def _sinks(options: argparse.Namespace, plan: _Plan, stack: ExitStack, *, intera
     if not (options.quiet and options.until is not None):
         sinks.append(_screen(options, plain=os.isatty(1) and not interactive))
     if plan.log is not None:
-        sinks.append(_log_sink(plan.log, "the instance's console log"))
+        kept_log = plan.log
+        sinks.append(lambda _data, text: kept_log.write(text))
     if options.log is not None:
         sinks.append(_log_sink(_open_log(options, stack), str(options.log)))
     return sinks

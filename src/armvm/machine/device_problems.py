@@ -40,7 +40,7 @@ LEAST_VNC_PORT = 5900
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,19}")
 _RESERVED = re.compile(
-    r"(port|scsi|share|console)[0-9]+|variables|rng0|balloon0|watchdog0|screen0|usb0|vsock0|agent|tpm0"
+    r"(port|scsi|share|console)[0-9]+(-9p)?|(rng|balloon|watchdog|screen|usb|vsock|tpm)0|variables|agent|tpm|password"
 )
 _SERIAL_BYTES = {DiskInterface.VIRTIO_BLK: 20, DiskInterface.NVME: 20, DiskInterface.VIRTIO_SCSI: 36}
 _SERIAL = re.compile(r"[!-~]([ -~]*[!-~])?")

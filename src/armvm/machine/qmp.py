@@ -46,6 +46,11 @@ class Qmp:
         """The socket's descriptor, to wait on."""
         return self._connection.fileno()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether events have come, while a reply was due, that ``receive`` has not given out."""
+        return bool(self._events)
+
     def greet(self, timeout_seconds: float) -> None:
         """Wait for QEMU's greeting and enter command mode. Raises MachineError when it does not come."""
         self._wait_until(lambda: self._greeted, timeout_seconds, "QEMU's greeting")

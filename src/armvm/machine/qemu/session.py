@@ -98,14 +98,15 @@ class QemuSession:
                 selector.register(self._child.error_descriptor, selectors.EVENT_READ)
             for descriptor in watch:
                 selector.register(descriptor, selectors.EVENT_READ)
-            ready = {key.fd for key, _ in selector.select(timeout_seconds)}
+            waiting = self._qmp.waiting
+            ready = {key.fd for key, _ in selector.select(0 if waiting else timeout_seconds)}
         if self._child.error_descriptor in ready:
             self._child.take_errors()
         if self._console_open and self._child.input.fileno() in ready:
             self._flush()
         if self._console_open and self._child.output.fileno() in ready:
             events += self._heard()
-        if not self._qmp.closed and self._qmp.fileno() in ready:
+        if waiting or (not self._qmp.closed and self._qmp.fileno() in ready):
             events += self._reported(self._qmp.receive())
         events += [Readable(descriptor) for descriptor in watch if descriptor in ready]
         if not self._console_open and self._qmp.closed:
