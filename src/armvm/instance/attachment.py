@@ -1,7 +1,7 @@
 """Devices that are added to a machine or taken from it: the same value for one that runs and one that does not.
 
 Pure: a Machine in, a Machine out. What sits in a port, or behind the SCSI controller, keeps its address whatever comes
-and goes around it; disks and cards with a place of their own stand before all others, for their address is their rank.
+and goes around it; what has a place of its own stands before all that, for such a place follows the rank.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NIC_KINDS: dict[str, type[Nic]] = {
     "link": LinkNetwork,
 }
 
-_Device = TypeVar("_Device", DiskDevice, Nic)
+_Device = TypeVar("_Device", bound=DiskDevice | Nic)
 
 
 @dataclass(frozen=True, slots=True)

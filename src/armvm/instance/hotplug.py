@@ -35,7 +35,7 @@ _LEAST_DISK_BYTES = 1 << 16
 _SECTOR_BYTES = 4096
 _READ_SECONDS = 1.0
 _OUT_SECONDS = 12.0
-"""How long a guest gets to let go again of what it has not taken in: Linux itself waits 5 s when a button is pressed."""
+"""How long a guest gets to let go of what it has not taken in: Linux waits 5 s when a slot's button is pressed."""
 
 
 class Witness(enum.Enum):

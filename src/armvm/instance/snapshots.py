@@ -63,7 +63,7 @@ def find(instance: Instance, name: str) -> Snapshot:
     if not folder.is_dir():
         raise UsageError(
             f"instance {instance.name} has no snapshot {name}",
-            hint=f"armvm vm snapshot {instance.name} list says which there are",
+            hint=f"armvm vm snapshot {instance.name} --list says which there are",
         )
     return snapshot_file.read(folder)
 
@@ -180,7 +180,7 @@ def require_free(instance: Instance, name: str, disks: tuple[KeptDisk, ...]) -> 
     if folder_of(instance, name).exists():
         raise UsageError(
             f"instance {instance.name} has a snapshot {name} already",
-            hint=f"armvm vm snapshot {instance.name} delete {name}",
+            hint=f"armvm vm snapshot {instance.name} --delete {name}",
         )
     for disk in disks:
         if name in inside(disk.path):
