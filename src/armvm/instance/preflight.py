@@ -27,13 +27,11 @@ def checked(instance: Instance, options: Mapping[str, Any]) -> tuple[Definition,
     ``options`` are ``accelerator``, ``cpu`` and ``snapshot``, each None for the default. Raises ArmvmError for whatever
     is in the way: a broken machine.toml, an image or firmware that is gone, a port that is in use.
     """
-    snapshot = options.get("snapshot")
-    if snapshot is None:
-        definition = instance.definition()
-    else:
-        from armvm.instance.snapshots import definition_of
+    from armvm.instance.snapshots import definition_of, require_settled
 
-        definition = definition_of(instance, str(snapshot))
+    require_settled(instance)
+    snapshot = options.get("snapshot")
+    definition = instance.definition() if snapshot is None else definition_of(instance, str(snapshot))
     machine = definition.machine
     accelerator = options.get("accelerator")
     cpu = options.get("cpu")
