@@ -89,8 +89,6 @@ def check_chain(instance: Instance, definition: Definition, name: str, disk: Dis
         below = _backing(path, form, what=f"the image of instance {instance.name}")
         if below is None:
             return
-        if ":" in below[0].partition("/")[0]:
-            raise InputError("its backing file is no plain file", subject=str(path), found=printable(below[0]))
         path, form = path.parent / below[0], below[1]
     raise InputError(f"stands on more than {_MOST_CHAIN} images", subject=str(image.path))
 
@@ -127,7 +125,11 @@ def _backing(path: Path, form: str, *, what: str) -> tuple[str, str] | None:
     if form != "qcow2":
         return None
     header = parse_header(content, name=str(path), file_size=size)
-    return None if header.backing_file is None else (header.backing_file, header.backing_format or "raw")
+    if header.backing_file is None:
+        return None
+    if ":" in header.backing_file.partition("/")[0]:  # QEMU takes that for a protocol
+        raise InputError("its backing file is no plain file", subject=str(path), found=printable(header.backing_file))
+    return header.backing_file, header.backing_format or "raw"
 
 
 def _same(one: Path, other: Path) -> bool:
