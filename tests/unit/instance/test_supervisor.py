@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
-from armvm.instance import client, control, events, lock, sockets, store
+from armvm.instance import client, control, events, lock, protocol, sockets, store
 from armvm.instance.control import State
 from armvm.instance.dialogue import Dialogue
 from armvm.instance.lock import HolderKind
@@ -324,7 +324,7 @@ def test_what_is_asked_of_it_is_judged(web: Instance) -> None:
                 except OSError:
                     raise InputError("it has heard enough") from None
                 answer = raw.recv(65536)
-                client.protocol.result(client.protocol.decode(answer.partition(b"\n")[0]))
+                protocol.result(protocol.decode(answer.partition(b"\n")[0]))
     silent = [socket.socket(socket.AF_UNIX) for _ in range(100)]
     for one in silent:
         one.connect(os.fspath(sockets.control(web)))
