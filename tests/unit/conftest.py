@@ -14,7 +14,7 @@ from armvm.instance import control, store
 from armvm.instance.store import Instance
 from armvm.units import MIB
 from tools import fake_qemu
-from tools.instances import make
+from tools.instances import made_small
 
 Made = Callable[..., Instance]
 
@@ -43,7 +43,7 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def web(image: Path, behave: Callable[[str], None]) -> Iterator[Instance]:
     """An instance that is not running. Whatever runs at the end is killed."""
-    yield make("web", image)
+    yield made_small("web", image)
     for instance in store.every():
         with suppress(ArmvmError):
             control.kill(instance)

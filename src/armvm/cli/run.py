@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.cli.machine_options import add_machine_arguments, chosen
 from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
+    add_instances_option(parser)
     add_machine_arguments(parser)
     host = parser.add_argument_group("how it is run")
     host.add_argument(
@@ -99,6 +101,8 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     elif options.image is None:
         raise UsageError("no image to boot", hint="armvm run IMAGE, or armvm run --name NAME for a kept instance")
     else:
+        if options.writable:
+            require_no_instances(options.image, options, what="written to by the guest")
         with ExitStack() as reading:  # a reader of the image must not be in QEMU's way
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
@@ -123,7 +127,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
+    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
     machine = Machine(
         state=state,
         firmware=find_firmware(state, override=options.firmware),
@@ -137,8 +141,8 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     return replace(machine, **chosen(options)), disk
 
 
-def _bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first."""
+def bootable_state(disk: Disk) -> ExecutionState:
+    """The execution state that the image has a boot program for, AArch64 first. Raises InputError when for none."""
     from armvm.image.contents import ImageContents
 
     for state in ImageContents(disk).bootable_states:

@@ -17,17 +17,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armvm.atomic import write_file
 from armvm.errors import InputError, OutputError, UsageError
 from armvm.home import home
-from armvm.instance import lock, machine_toml
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance import lock
 from armvm.instance.lock import Holder, HolderKind, Lock
-from armvm.machine.definition import Machine
+
+if TYPE_CHECKING:
+    from armvm.instance.definition import BackingImage, Definition
+    from armvm.machine.definition import Machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -98,6 +101,8 @@ class Instance:
 
         Raises InputError, with file and line, when machine.toml is broken, MissingError when its firmware is gone.
         """
+        from armvm.instance import machine_toml  # not for `armvm vm list`, which has no need of machines
+
         return machine_toml.read(self.description)
 
     def machine(self) -> Machine:
@@ -109,6 +114,8 @@ class Instance:
 
     def save(self, definition: Definition) -> None:
         """Replace machine.toml, whole or not at all. Hold the lock."""
+        from armvm.instance import machine_toml
+
         write_file(self.description, machine_toml.serialise(definition, self.folder), mode=0o600)
 
     @contextmanager
@@ -122,7 +129,16 @@ class Instance:
         what = f"instance {self.name}"
         with lock.locked(self.lock, what=what, kind=kind, wait_seconds=wait_seconds, recover=self._recover) as held:
             self.require()  # it may have been deleted, or renamed, while it was waited for
+            self._settle()
             yield held
+
+    def _settle(self) -> None:
+        """Finish what a snapshot was at when its QEMU ended: whoever held the lock may have let go in order."""
+        with suppress(OSError):
+            if any(entry.name.startswith(".") for entry in os.scandir(self.snapshots)):
+                from armvm.instance.snapshots import settle
+
+                settle(self)
 
     def _recover(self, crashed: Holder) -> None:
         from armvm.instance.recovery import recover

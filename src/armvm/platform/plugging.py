@@ -13,7 +13,7 @@ from pathlib import Path
 from armvm.errors import MachineError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import Bus, Machine
-from armvm.machine.qemu.command import hotplug_port
+from armvm.machine.qemu.devices import hotplug_port
 from armvm.machine.qemu.hotplug import HotDisk, HotNic, attach, request_detach
 from armvm.machine.qemu.session import QemuSession
 from armvm.platform.host import HotplugAttempt, HotplugKind, HotplugRecord

@@ -202,9 +202,9 @@ def test_several_at_once_and_the_first_error_counts(
 ) -> None:
     from pathlib import Path
 
-    from tools.instances import make
+    from tools.instances import made_small
 
-    db = make("db", Path(image))
+    db = made_small("db", Path(image))
     db.variables.unlink()
     assert main(["vm", "start", "db", "web", "--json"]) == 65
     out, err = capsys.readouterr()

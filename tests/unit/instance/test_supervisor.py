@@ -22,7 +22,7 @@ from armvm.instance.control import State
 from armvm.instance.dialogue import Dialogue
 from armvm.instance.lock import HolderKind
 from armvm.instance.store import Instance
-from tools.instances import alive, make
+from tools.instances import alive, made_small
 
 Behave = Callable[[str], None]
 
@@ -381,7 +381,7 @@ def test_a_path_too_long_for_a_socket(
     try:
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
         monkeypatch.setenv("ARMVM_HOME", str(tmp_path / ("x" * 100)))
-        far = make("far", image)
+        far = made_small("far", image)
         assert sockets.folder(far).parent == short / "armvm"
         control.start(far)
         control.stop(far, timeout_seconds=10)

@@ -16,7 +16,7 @@ from armvm.instance import control, events
 from armvm.instance.control import State
 from armvm.instance.dialogue import Dialogue
 from armvm.instance.store import Instance
-from tools.instances import make
+from tools.instances import made_small
 
 needs_mounts = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 
@@ -31,7 +31,7 @@ def web(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(place)], check=True, timeout=60)
     try:
         monkeypatch.setenv("ARMVM_HOME", str(place))
-        instance = make("web", image)
+        instance = made_small("web", image)
         yield instance
         with suppress(ArmvmError):
             control.kill(instance)

@@ -8,13 +8,16 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from armvm.errors import MachineError
 from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable, Report
 from armvm.machine.lifecycle import Child
 from armvm.machine.qmp import Qmp, QmpEvent
 from armvm.printable import printable
+
+if TYPE_CHECKING:
+    from armvm.machine.qemu.companions import Companions
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
@@ -28,13 +31,19 @@ class QemuSession:
     """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket.
 
     ``channels`` are our ends of the other sockets that it inherited (``command.channel_names``), which do not block.
+    ``beside`` are the programs that end with it.
     """
 
     def __init__(
-        self, child: Child, control: socket.socket, channels: Mapping[str, socket.socket] | None = None
+        self,
+        child: Child,
+        control: socket.socket,
+        channels: Mapping[str, socket.socket] | None = None,
+        beside: Companions | None = None,
     ) -> None:
         self.channels = dict(channels or {})
         self._child = child
+        self._beside = beside
         self._qmp = Qmp(control)
         self._console_open = True
         self._pending = bytearray()
@@ -76,6 +85,7 @@ class QemuSession:
         """
         if self._over:
             return []
+        self._listen_beside()
         events: list[Event] = []
         with selectors.DefaultSelector() as selector:
             if self._console_open:
@@ -136,8 +146,14 @@ class QemuSession:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def _listen_beside(self) -> None:
+        if self._beside is not None:
+            self._beside.take_errors()
+
     def _hang_up(self) -> None:
         self._qmp.close()
+        if self._beside is not None:
+            self._beside.end()
         for channel in self.channels.values():
             channel.close()
 
