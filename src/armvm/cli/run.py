@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.cli.machine_options import add_machine_arguments, chosen
-from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
+from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, Machine, Writes, problems, require_sound
 
@@ -127,7 +127,12 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
+    if options.arch:
+        state = ExecutionState(options.arch)
+    else:
+        from armvm.image.contents import bootable_state
+
+        state = bootable_state(disk)
     machine = Machine(
         state=state,
         firmware=find_firmware(state, override=options.firmware),
@@ -139,20 +144,6 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
         memory_bytes=DEFAULT_MEMORY_BYTES[state],
     )
     return replace(machine, **chosen(options)), disk
-
-
-def bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first. Raises InputError when for none."""
-    from armvm.image.contents import ImageContents
-
-    for state in ImageContents(disk).bootable_states:
-        return state
-    paths = " and no ".join(state.removable_path for state in ExecutionState)
-    raise InputError(
-        f"nothing to boot: there is no {paths} on an EFI System Partition",
-        subject=disk.name,
-        hint="`armvm check` says what is missing; --arch boots it all the same",
-    )
 
 
 def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from armvm.cli.action import Action
 from armvm.cli.machine_options import add_machine_arguments, chosen
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from armvm.instance.definition import Definition
     from armvm.machine.definition import Machine
 
-_HOTPLUG_PORTS = 4
 _MOST_FILE_BYTES = 4 << 20
 
 
@@ -119,46 +118,32 @@ def _open(options: argparse.Namespace, progress: Progress) -> BaseDisk:
 
 def _machine(options: argparse.Namespace, disk: BaseDisk) -> tuple[Machine, bool]:
     """The machine that boots the image as the options have it, and whether a port is to be found for its ssh server."""
-    from armvm.cli.run import bootable_state
     from armvm.execution import ExecutionState
-    from armvm.firmware.discovery import find_firmware
-    from armvm.machine.definition import (
-        DEFAULT_MEMORY_BYTES,
-        Bus,
-        DiskDevice,
-        Machine,
-        PortForward,
-        UserNetwork,
-        Writes,
-        problems,
-        require_sound,
-    )
-    from armvm.machine.qemu.backend import find_qemu
+    from armvm.instance.planning import kept_machine
 
-    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
-    fields: dict[str, Any] = {"rng": True, "guest_agent": True, "hotplug_ports": _HOTPLUG_PORTS, **chosen(options)}
-    if fields.get("bus") is Bus.MMIO:
-        fields["hotplug_ports"] = 0
-    machine = Machine(
-        state=state,
-        firmware=find_firmware(state, override=options.firmware),
-        disks=(DiskDevice(Path(options.image), disk.format, disk.sector_size, Writes.KEPT),),
-        memory_bytes=DEFAULT_MEMORY_BYTES[state],
+    machine = kept_machine(
+        disk,
+        Path(options.image),
+        state=ExecutionState(options.arch) if options.arch else None,
+        firmware_file=options.firmware,
+        fields=chosen(options),
     )
-    more = fields.pop("disks", ())
-    machine = replace(machine, disks=(*machine.disks, *more), **fields)
     if options.ssh_port not in {"auto", "none"}:
-        forward = PortForward(_port(options.ssh_port), 22)
-        index = next((i for i, nic in enumerate(machine.nics) if isinstance(nic, UserNetwork)), None)
-        if index is None:
-            raise UsageError("--ssh-port needs a user network")
-        nic = machine.nics[index]
-        assert isinstance(nic, UserNetwork)  # noqa: S101 - as was asked above
-        nics = list(machine.nics)
-        nics[index] = replace(nic, forwards=(*nic.forwards, forward))
-        machine = replace(machine, nics=tuple(nics))
-    require_sound(problems(machine) + find_qemu(state).problems(machine))
+        machine = _with_ssh(machine, _port(options.ssh_port))
     return machine, options.ssh_port == "auto"
+
+
+def _with_ssh(machine: Machine, port: int) -> Machine:
+    """The machine with a port of this host that leads to its ssh server."""
+    from armvm.machine.definition import PortForward, UserNetwork, problems, require_sound
+
+    for index, nic in enumerate(machine.nics):
+        if isinstance(nic, UserNetwork):
+            reached = replace(nic, forwards=(*nic.forwards, PortForward(port, 22)))
+            machine = replace(machine, nics=(*machine.nics[:index], reached, *machine.nics[index + 1 :]))
+            require_sound(problems(machine))
+            return machine
+    raise UsageError("--ssh-port needs a user network")
 
 
 def _port(text: str) -> int:
