@@ -76,21 +76,27 @@ class QemuGa:
             raise GuestError(f"the guest agent does not do guest-file-open: {error}") from error
         return 1000
 
+    def _file(self, arguments: dict[str, Any]) -> BinaryIO:
+        if arguments["handle"] not in self._files:
+            raise GuestError("the guest agent does not do it: no such handle")
+        return self._files[arguments["handle"]]
+
     def file_read(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        content = self._files[arguments["handle"]].read(arguments["count"])
+        content = self._file(arguments).read(arguments["count"])
         end = len(content) < arguments["count"]
         return {"count": len(content), "buf-b64": base64.b64encode(content).decode(), "eof": end}
 
     def file_write(self, arguments: dict[str, Any]) -> dict[str, Any]:
         content = base64.b64decode(arguments["buf-b64"])[:100_000]
-        return {"count": self._files[arguments["handle"]].write(content), "eof": False}
+        return {"count": self._file(arguments).write(content), "eof": False}
 
     def file_flush(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        self._files[arguments["handle"]].flush()
+        self._file(arguments).flush()
         return {}
 
     def file_close(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        self._files.pop(arguments["handle"]).close()
+        self._file(arguments).close()
+        del self._files[arguments["handle"]]
         return {}
 
 
