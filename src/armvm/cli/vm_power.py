@@ -50,7 +50,7 @@ def _add_start_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", metavar="MODEL", help="QEMU's name of the CPU model")
     parser.add_argument("--wait-for", metavar="REGEX", help="return when the console has said this")
     parser.add_argument(
-        "--wait-timeout", type=_seconds, default=300.0, metavar="SECONDS", help="how long to wait for it (default: 300)"
+        "--wait-timeout", type=seconds, default=300.0, metavar="SECONDS", help="how long to wait for it (default: 300)"
     )
     parser.add_argument("--json", action="store_true", help="print the processes as JSON")
 
@@ -62,7 +62,7 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
 
 def _add_stop_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="how long the guest may take (default: 60)"
+        "--timeout", type=seconds, default=60.0, metavar="SECONDS", help="how long the guest may take (default: 60)"
     )
     parser.add_argument("--kill", action="store_true", help="end a guest that has not powered off in that time")
 
@@ -102,7 +102,7 @@ def _started(instances: Sequence[Instance], options: argparse.Namespace) -> int:
             told.append({"name": instance.name, **facts})
             if not options.json:
                 how = "goes on" if facts.get("resumed") else "runs already" if facts.get("already") else "runs"
-                _say(options, f"{instance.name} {how} (process {facts['pid']})")
+                say(options, f"{instance.name} {how} (process {facts['pid']})")
             if options.wait_for is not None:
                 _wait_for(instance, options)
 
@@ -154,9 +154,9 @@ def _stopped(instance: Instance, options: argparse.Namespace) -> None:
     except GuestError as error:
         if not options.kill:
             raise
-        _say(options, f"{error.message}: it is killed")
+        say(options, f"{error.message}: it is killed")
         control.kill(instance)
-    _say(options, f"{instance.name} is off")
+    say(options, f"{instance.name} is off")
 
 
 def _restart(options: argparse.Namespace) -> int:
@@ -174,7 +174,7 @@ def _kill(options: argparse.Namespace) -> int:
             _settled(instance, options)
             return
         control.kill(instance)
-        _say(options, f"{instance.name} is off")
+        say(options, f"{instance.name} is off")
 
     return each(_found(options.names), kill)
 
@@ -183,7 +183,7 @@ def _settled(instance: Instance, options: argparse.Namespace) -> None:
     """Say of an instance that does not run that it does not, and clean up after a crash."""
     with instance.locked() as held:
         crashed = f": {held.crashed} had crashed, and what it left is put in order" if held.crashed else ""
-    _say(options, f"{instance.name} is not running{crashed}")
+    say(options, f"{instance.name} is not running{crashed}")
 
 
 def _runs(instance: Instance) -> bool:
@@ -222,17 +222,19 @@ def each(instances: Sequence[Instance], act: Callable[[Instance], None]) -> int:
     return code
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """A time in seconds, for argparse."""
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
+        value = 0.0
+    if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return seconds
+    return value
 
 
-def _say(options: argparse.Namespace, message: str) -> None:
+def say(options: argparse.Namespace, message: str) -> None:
+    """Say something beside the result, on standard error."""
     if not options.quiet:
         print(message, file=sys.stderr, flush=True)
 

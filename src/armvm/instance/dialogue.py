@@ -56,12 +56,12 @@ class Dialogue:
                 select.select([self._connection], [self._connection], [], left)
                 self._listen(0)
 
-    def expect(self, expression: str, *, timeout_seconds: float) -> None:
+    def expect(self, expression: str | Pattern, *, timeout_seconds: float) -> None:
         """Wait until the guest says what matches ``expression``; what comes after it is left for the next call.
 
         Raises GuestError, with the last that it said, when it does not; UsageError when that is no expression.
         """
-        pattern = Pattern(expression)
+        pattern = Pattern(expression) if isinstance(expression, str) else expression
         deadline = time.monotonic() + timeout_seconds
         while True:
             end = pattern.end_in(self._said)
@@ -70,9 +70,9 @@ class Dialogue:
                 return
             left = deadline - time.monotonic()
             if self._over:
-                raise self._failure(f"ended and had not said what matches {expression!r}")
+                raise self._failure(f"ended and had not said what matches {pattern.expression!r}")
             if left <= 0:
-                raise self._failure(f"has not said what matches {expression!r} within {timeout_seconds:g} s")
+                raise self._failure(f"has not said what matches {pattern.expression!r} within {timeout_seconds:g} s")
             self._listen(left)
             time.sleep(
                 min(_SEARCH_INTERVAL_SECONDS, max(left, 0))

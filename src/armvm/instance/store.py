@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +129,16 @@ class Instance:
         what = f"instance {self.name}"
         with lock.locked(self.lock, what=what, kind=kind, wait_seconds=wait_seconds, recover=self._recover) as held:
             self.require()  # it may have been deleted, or renamed, while it was waited for
+            self._settle()
             yield held
+
+    def _settle(self) -> None:
+        """Finish what a snapshot was at when its QEMU ended: whoever held the lock may have let go in order."""
+        with suppress(OSError):
+            if any(entry.name.startswith(".") for entry in os.scandir(self.snapshots)):
+                from armvm.instance.snapshots import settle
+
+                settle(self)
 
     def _recover(self, crashed: Holder) -> None:
         from armvm.instance.recovery import recover

@@ -120,7 +120,8 @@ class Machine:
     ``more_consoles`` are virtio consoles beside the first (hvc0 … in the guest). ``rng`` and ``balloon`` are the virtio
     devices of that name. ``tpm`` needs swtpm. ``secure_boot`` asks for firmware that refuses unsigned programs.
     ``vsock_cid`` is the guest's address on vhost-vsock, 3 or more. ``guest_agent`` adds the serial port that
-    qemu-guest-agent listens on.
+    qemu-guest-agent listens on. ``platform`` is the hypervisor's own name of its virtual board with a version
+    (virt-7.2), which memory that was kept needs; None for its newest.
     """
 
     state: ExecutionState
@@ -148,6 +149,7 @@ class Machine:
     usb_keyboard: bool = False
     vsock_cid: int | None = None
     guest_agent: bool = False
+    platform: str | None = None
 
 
 def problems(machine: Machine) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST_DISKS = 16
 MOST_NICS = 6
+MOST_SCSI_UNITS = 256
 MOST_SHARES = {"pci": 16, "mmio": 3}
 MOST_MORE_CONSOLES = 8
 DISK_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc")
@@ -100,6 +101,9 @@ def _disk_problems(machine: Machine, names: tuple[str, ...]) -> Iterator[str]:
                 " characters, no space at its ends"
             )
     yield from _shared_images(disks, names)
+    scsi = [disk.port if disk.port is not None else index for index, disk in enumerate(disks) if _is_scsi(disk)]
+    for unit in _twice(map(str, scsi)):
+        yield f"two SCSI disks are unit {unit}: give one another port"
 
 
 def _shared_images(disks: tuple[DiskDevice, ...], names: tuple[str, ...]) -> Iterator[str]:
@@ -110,6 +114,10 @@ def _shared_images(disks: tuple[DiskDevice, ...], names: tuple[str, ...]) -> Ite
         if earlier != index and Writes.KEPT in {disk.writes, disks[earlier].writes}:
             one, other = printable(names[earlier])[:40], printable(names[index])[:40]
             yield f"disks {one} and {other} are the same file, and one of them writes to it: give each its own"
+
+
+def _is_scsi(disk: DiskDevice) -> bool:
+    return disk.interface is DiskInterface.VIRTIO_SCSI
 
 
 def _network_problems(nics: tuple[Nic, ...], names: tuple[str, ...]) -> Iterator[str]:
@@ -161,7 +169,8 @@ def _port_problems(machine: Machine, disk_names: tuple[str, ...], nic_names: tup
             continue
         what = printable(name)[:40]
         if isinstance(device, DiskDevice) and device.interface is DiskInterface.VIRTIO_SCSI:
-            yield f"{what}: port {device.port}: a SCSI disk sits behind the controller, and in no port; leave port out"
+            if not 0 <= device.port < MOST_SCSI_UNITS:
+                yield f"{what}: port {device.port}: a SCSI disk's is its unit, 0 to {MOST_SCSI_UNITS - 1}"
         elif machine.bus.value == "mmio":
             yield f"{what}: port {device.port}: a machine on virtio-mmio has no ports; leave it out, or take bus pci"
         elif not 0 <= device.port < machine.hotplug_ports:

@@ -70,6 +70,15 @@ class Qmp:
             raise MachineError(f"QEMU refuses {command}: {said}")
         return reply.get("return")
 
+    def give(self, name: str, descriptor: int, *, timeout_seconds: float = 10.0) -> None:
+        """Give QEMU a descriptor of ours, known there as ``name``. Raises MachineError when it does not take it."""
+        # QEMU takes a descriptor that comes with a byte for that of the next getfd: a space does nothing else.
+        try:
+            socket.send_fds(self._connection, [b" "], [descriptor])
+        except OSError as error:
+            raise MachineError(f"cannot give QEMU a descriptor: {error.strerror or error}") from error
+        self.execute("getfd", {"fdname": name}, timeout_seconds=timeout_seconds)
+
     def tell(self, command: str) -> None:
         """Send a command without waiting for its answer."""
         self._abandoned.add(self._send(command, None))

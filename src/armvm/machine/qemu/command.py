@@ -104,8 +104,9 @@ def plan(
     description = "on" if machine.description is HardwareDescription.ACPI else "off"
     shared = ",memory-backend=memory" if by_virtiofs(machine) else ""
     given = {} if channels is None else channels.given
+    gic = _gic(machine, accelerator)
     arguments += [
-        *("-machine", f"virt,gic-version={_gic(machine, accelerator)},acpi={description}{shared}"),
+        *("-machine", f"{machine.platform or 'virt'},gic-version={gic},acpi={description}{shared}"),
         *("-accel", "tcg,thread=multi" if accelerator is AcceleratorKind.TCG else accelerator.value),
         *("-cpu", cpu or _cpu(machine.state, accelerator, narrow=narrow)),
         *("-smp", str(machine.vcpus)),

@@ -61,7 +61,12 @@ def place_of_disk(machine: Machine, index: int) -> dict[str, Any]:
     """Where the disk at ``index`` sits: in its port, behind the SCSI controller, or in a place of its own."""
     disk = machine.disks[index]
     if disk.interface is DiskInterface.VIRTIO_SCSI:
-        return {"bus": f"{SCSI_CONTROLLER}.0", "channel": 0, "scsi-id": index, "lun": 0}
+        return {
+            "bus": f"{SCSI_CONTROLLER}.0",
+            "channel": 0,
+            "scsi-id": index if disk.port is None else disk.port,
+            "lun": 0,
+        }
     if disk.port is not None:
         return {"bus": hotplug_port(disk.port)}
     if machine.bus is Bus.MMIO:
