@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from armvm import atomic
 from armvm.disk.detect import open_disk
 from armvm.errors import InputError, UsageError
 from armvm.instance import snapshot_file, snapshots
@@ -78,7 +79,7 @@ def require_in_order(instance: Instance) -> None:
     """What the folders name is inside both disks, and nothing else; nothing is under way."""
     held = set(snapshots.names(instance))
     assert inside(instance.disk) == inside(instance.folder / "data.qcow2") == held
-    assert not [path for path in instance.snapshots.glob(".*")]
+    assert not list(instance.snapshots.glob(".*"))
     assert {one.name for one in snapshots.every(instance)} == held
 
 
@@ -209,7 +210,7 @@ def dying(at: int, act: Callable[[], object]) -> bool:
 
         for name in STEPS:
             setattr(snapshots, name, counted(getattr(snapshots, name)))
-        snapshot_file.write_file = counted(snapshot_file.write_file)  # type: ignore[assignment] # it is wrapped
+        setattr(snapshot_file, "write_file", counted(atomic.write_file))  # noqa: B010 - it is wrapped, not assigned
         try:
             act()
         except BaseException:  # noqa: BLE001 - said by the exit code
@@ -250,7 +251,7 @@ def test_whenever_it_dies_while_one_is_made(instance: Instance) -> None:
             for name in snapshots.names(instance):
                 snapshots.delete(instance, name)
 
-    def judge(whole: bool) -> None:  # noqa: FBT001 - as each_death calls it
+    def judge(whole: bool) -> None:
         assert says(instance, "first")
         assert not whole or snapshots.names(instance) == ("clean",)
         if snapshots.names(instance):
@@ -265,7 +266,7 @@ def test_whenever_it_dies_while_it_goes_back(instance: Instance) -> None:
     with instance.locked():
         snapshots.take(instance, "clean")
 
-    def judge(whole: bool) -> None:  # noqa: FBT001 - as each_death calls it
+    def judge(whole: bool) -> None:
         assert says(instance, "first") or (not whole and says(instance, "second"))
 
     each_death(instance, lambda: void(snapshots.restore(instance, "clean")), lambda: write(instance, "second"), judge)
@@ -277,7 +278,7 @@ def test_whenever_it_dies_while_one_is_deleted(instance: Instance) -> None:
             if not snapshots.names(instance):
                 snapshots.take(instance, "clean")
 
-    def judge(whole: bool) -> None:  # noqa: FBT001 - as each_death calls it
+    def judge(whole: bool) -> None:
         assert says(instance, "first")
         assert not whole or snapshots.names(instance) == ()
 
