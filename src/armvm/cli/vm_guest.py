@@ -88,7 +88,7 @@ def _wait(instance: Instance, port: int, options: argparse.Namespace) -> None:
 
 def _exec_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the instance; it has to run, and its guest agent too")
-    parser.add_argument("command", metavar="COMMAND", nargs="+", help="the program and its arguments (after --)")
+    parser.add_argument("command", metavar="COMMAND", nargs="*", help="the program and its arguments (after --)")
     parser.add_argument("--stdin", action="store_true", help="give it this command's standard input (512 KiB at most)")
     _timeout(parser, None, "how long to wait for its end")
 
@@ -97,6 +97,8 @@ def _exec(options: argparse.Namespace) -> int:
     from armvm.instance.guest import MOST_INPUT_BYTES, Agent
     from armvm.instance.store import find
 
+    if not options.command:
+        raise UsageError("which program?", hint="armvm vm exec NAME -- PROGRAM ARGUMENT…")
     instance = _running(find(options.name))
     stdin = sys.stdin.buffer.read(MOST_INPUT_BYTES + 1) if options.stdin else b""
     done = Agent(instance).run(options.command, stdin=stdin, timeout_seconds=options.timeout)
@@ -246,6 +248,7 @@ ACTIONS = {
         "  armvm vm ssh web\n  armvm vm ssh web -- uname -a",
         _ssh_arguments,
         _ssh,
+        runs_command=True,
     ),
     "exec": Action(
         "Run a program in the guest by its agent (qemu-guest-agent), and exit with its exit code. What it said is\n"
@@ -253,6 +256,7 @@ ACTIONS = {
         "  armvm vm exec web -- systemctl is-active ssh\n  armvm vm exec web --stdin -- sh < script.sh",
         _exec_arguments,
         _exec,
+        runs_command=True,
     ),
     "copy": Action(
         "Copy a file from or to a running instance: by its guest agent, or by ssh where none answers.\n\n"
