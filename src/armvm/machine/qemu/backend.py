@@ -15,10 +15,12 @@ from armvm.execution import ExecutionState
 from armvm.firmware.discovery import EMULATORS
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.machine.accelerators import AcceleratorKind, available, survey
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import Machine, problems, require_sound
 from armvm.machine.lifecycle import Child
 from armvm.machine.qemu import command
-from armvm.process import require_program
+from armvm.printable import printable
+from armvm.process import require_program, run
 
 if TYPE_CHECKING:
     from armvm.machine.qemu.session import QemuSession
@@ -34,9 +36,24 @@ class Qemu:
     cpu: str | None = None
     sandbox: bool = sys.platform.startswith("linux")
 
+    @property
+    def name(self) -> str:
+        """What it is called: the program's name."""
+        return self.program.rsplit("/", 1)[-1]
+
+    def capabilities(self) -> Capabilities:
+        """What QEMU's ``virt`` machine can be."""
+        return command.CAPABILITIES
+
     def problems(self, machine: Machine) -> tuple[str, ...]:
         """Why this QEMU cannot be ``machine``, one sentence each."""
         return command.problems(machine)
+
+    def describe(self, machine: Machine) -> str:
+        """The command that starts ``machine`` by hand, for a shell."""
+        import shlex
+
+        return shlex.join(self.plan(machine))
 
     def plan(self, machine: Machine, channels: command.Channels | None = None, *, paused: bool = False) -> list[str]:
         """The argument list that starts ``machine``; without ``channels`` one to be run by hand."""
@@ -115,6 +132,16 @@ def find_qemu(state: ExecutionState, *, accelerator: AcceleratorKind | None = No
             raise MissingError(f"{name} is not available for {state.label} guests: {chosen.detail}", component=name)
     emulator = EMULATORS[ExecutionState.AARCH64 if chosen.narrows else state]
     return Qemu(require_program(emulator), chosen.kind, narrow=chosen.narrows, cpu=cpu)
+
+
+find = find_qemu
+"""What ``machine.backends`` calls."""
+
+
+def version() -> str:
+    """The version of QEMU. Raises MissingError when it is not installed."""
+    said = run(EMULATORS[ExecutionState.AARCH64], ["--version"], timeout_seconds=20).stdout.decode(errors="replace")
+    return printable(said.partition("\n")[0])
 
 
 def _ephemeral_variables() -> int:

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import FirmwareKind
+from armvm.machine import capabilities
 from armvm.machine.accelerators import AcceleratorKind
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import (
     GICV2_MOST_VCPUS,
     Bus,
@@ -49,6 +51,19 @@ _SCSI_SLOT = 31
 
 SCSI_CONTROLLER = "scsi0"
 """QEMU's name of the SCSI controller."""
+
+
+# RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
+CAPABILITIES = Capabilities(
+    hypervisor="QEMU",
+    disk_formats=frozenset({"raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi"}),
+    most_memory_bytes={ExecutionState.AARCH32: 3071 * MIB},
+    why={
+        GicVersion.V4: "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with"
+        " EL2, and KVM and HVF have none for guests"
+    },
+)
+"""What QEMU's ``virt`` machine can be."""
 
 
 def hotplug_port(index: int) -> str:
@@ -116,17 +131,7 @@ def plan(
 
 def problems(machine: Machine) -> tuple[str, ...]:
     """Why QEMU's ``virt`` machine cannot be ``machine``, one sentence each."""
-    found: list[str] = []
-    if machine.gic is GicVersion.V4:
-        found.append(
-            "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with EL2,"
-            " and KVM and HVF have none for guests"
-        )
-    # RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
-    most = 3071 * MIB
-    if machine.state is ExecutionState.AARCH32 and machine.memory_bytes > most:
-        found.append(f"{machine.memory_bytes // MIB} MiB of memory: AArch32 firmware starts with at most {most // MIB}")
-    return tuple(found)
+    return capabilities.problems(CAPABILITIES, machine)
 
 
 def _gic(machine: Machine, accelerator: AcceleratorKind) -> str:
