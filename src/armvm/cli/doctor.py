@@ -174,9 +174,9 @@ def _render(diagnosis: Diagnosis, style: Style, *, verbose: bool) -> list[str]:
     for one in diagnosis.found:
         lines += _render_component(one, style, width)
     lines += ["", style.bold("Hypervisors that --backend chooses")]
-    for one in diagnosis.backends:
-        mark = style.good("ok     ") if one.available else "no     "
-        lines.append(f"  {mark} {one.name}: {one.detail}")
+    for backend in diagnosis.backends:
+        mark = style.good("ok     ") if backend.available else "no     "
+        lines.append(f"  {mark} {backend.name}: {backend.detail}")
     for state, accelerators in diagnosis.accelerators.items():
         lines += ["", style.bold(f"{state.label} machines are run with")]
         for accelerator in accelerators:

@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
     add_machine_arguments(parser)
     host = add_host_arguments(parser)
-    host.add_argument("--print-command", action="store_true", help="print the hypervisor's command (or file) and do nothing")
+    host.add_argument(
+        "--print-command", action="store_true", help="print the hypervisor's command (or file) and do nothing"
+    )
     script = parser.add_argument_group("for scripts")
     script.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
     script.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end with exit code 1 after this time")

@@ -160,7 +160,9 @@ def _disk_problems(capabilities: Capabilities, machine: Machine) -> list[str]:
             found.append(f"{name} has no disks with sectors of {disk.sector_size} bytes ({disk.path})")
         if disk.interface not in capabilities.disk_interfaces:
             reason = capabilities.why.get(disk.interface)
-            found.append(f"{name} has no {disk.interface.value} disks ({disk.path})" + (f": {reason}" if reason else ""))
+            found.append(
+                f"{name} has no {disk.interface.value} disks ({disk.path})" + (f": {reason}" if reason else "")
+            )
         if disk.writes not in capabilities.writes:
             reason = capabilities.why.get(disk.writes)
             found.append(

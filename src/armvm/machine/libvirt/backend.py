@@ -277,30 +277,30 @@ def _connected(listener: socket.socket, child: Child, name: str) -> socket.socke
     deadline = time.monotonic() + _START_SECONDS
     console: socket.socket | None = None
     said = b""
-    try:
+    with ExitStack() as stack:
         while console is None or f"'{name}' created".encode() not in said:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise MachineError(f"libvirt did not start the machine within {_START_SECONDS:g} s")
-            waiting = [child.output, *([] if console else [listener])]
+            left = max(deadline - time.monotonic(), 0.0)
+            waiting = [child.output.fileno(), *([] if console else [listener.fileno()])]
             ready, _, _ = select.select(waiting, [], [], left)
-            if listener in ready:
-                console, _ = listener.accept()
-            if child.output in ready:
-                data = os.read(child.output.fileno(), 4096)
-                said += data
-                if not data:
-                    child.wait(5.0)
-                    raise MachineError(
-                        f"libvirt did not start the machine: {error_of(child.errors) or 'it said nothing'}",
-                        output_tail=child.errors,
-                        hint=_hint(child.errors),
-                    )
-    except BaseException:
-        if console is not None:
-            console.close()
-        raise
+            if listener.fileno() in ready:
+                console = stack.enter_context(listener.accept()[0])
+            data = os.read(child.output.fileno(), 4096) if child.output.fileno() in ready else b""
+            said += data
+            if not ready or (child.output.fileno() in ready and not data):
+                raise _not_started(child, in_time=bool(ready))
+        stack.pop_all()
     return console
+
+
+def _not_started(child: Child, *, in_time: bool) -> MachineError:
+    if not in_time:
+        return MachineError(f"libvirt did not start the machine within {_START_SECONDS:g} s")
+    child.wait(5.0)
+    return MachineError(
+        f"libvirt did not start the machine: {error_of(child.errors) or 'it said nothing'}",
+        output_tail=child.errors,
+        hint=_hint(child.errors),
+    )
 
 
 def _hint(said: str) -> str | None:

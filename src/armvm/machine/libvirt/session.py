@@ -141,7 +141,7 @@ class LibvirtSession:
                 log_file(self.domain).unlink()
 
     def kill(self) -> None:
-        """End the VM as a power cut would: the guest is not asked. (libvirt's QEMU still flushes what it holds.)"""
+        """End the VM as a power cut would: the guest is not asked. libvirt's QEMU still flushes what it holds."""
         self.end()
 
     def __enter__(self) -> Self:
