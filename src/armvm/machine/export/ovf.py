@@ -54,7 +54,7 @@ def export(source: Source) -> Exported:
         "OVF leaves it to the importer whether the hardware is described by a device tree: most offer ACPI alone",
     ]
     files = [file_of(source, index, "vmdk") for index in range(len(source.machine.disks))]
-    steps = [conversion(source, index, file, "--subformat", "streamOptimized") for index, file in enumerate(files)]
+    steps = [conversion(source, index, file, subformat="streamOptimized") for index, file in enumerate(files)]
     for prefix, uri in (("ovf", _OVF), ("rasd", _RASD), ("vssd", _VSSD), ("vmw", _VMW)):
         ET.register_namespace(prefix, uri)
     root = ET.Element(_ovf("Envelope"))

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 from armvm.errors import UsageError
 from armvm.machine import capabilities
 from armvm.machine.accelerators import AcceleratorKind
 from armvm.machine.capabilities import Capabilities
-from armvm.machine.definition import DiskDevice, Machine, disk_names
+from armvm.machine.definition import Machine, disk_names
 from armvm.printable import printable
 
 
@@ -78,20 +77,18 @@ def file_of(source: Source, index: int, suffix: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", name)
 
 
-def conversion(source: Source, index: int, out: str, *options: str) -> str:
-    """The command that makes the file ``out`` of a disk."""
+def conversion(source: Source, index: int, out: str, *, subformat: str | None = None) -> str:
+    """The command that makes the file ``out`` of a disk. What stands on a backing file is QEMU's own to read."""
     import shlex
 
     disk = source.machine.disks[index]
-    backing = ["--allow-backing-files"] if disk_names(source.machine)[index] in source.standing else []
-    return shlex.join(["armvm", "convert", *backing, str(disk.path), out, *options])
+    path, form = str(disk.path.absolute()), out.rpartition(".")[2]
+    if disk_names(source.machine)[index] in source.standing:
+        option = ["-o", f"subformat={subformat}"] if subformat else []
+        return shlex.join(["qemu-img", "convert", "-f", disk.format, "-O", form, *option, path, out])
+    return shlex.join(["armvm", "convert", path, out, *(["--subformat", subformat] if subformat else [])])
 
 
 def comment_lines(lines: tuple[str, ...], sign: str = "#") -> str:
     """Lines as comments of the target's language; nothing in them can end the comment."""
     return "".join(f"{sign} {printable(line)}\n" for line in lines)
-
-
-def absolute(disk: DiskDevice) -> Path:
-    """Where a disk's image is."""
-    return disk.path.absolute()

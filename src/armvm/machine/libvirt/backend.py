@@ -244,11 +244,10 @@ def _prepared(machine: Machine, folder: Path) -> Machine:
 def _overlaid(disk: DiskDevice, path: Path) -> DiskDevice:
     if disk.writes is not Writes.DISCARDED:
         return disk
-    from armvm.disk.detect import open_disk
     from armvm.disk.qcow2_write import write_overlay
+    from armvm.machine.disk_size import size_bytes
 
-    with open_disk(disk.path, sector_size=disk.sector_size, in_place=True, allow_backing_files=True) as content:
-        size = content.size_bytes
+    size = size_bytes(disk)
     with path.open("xb") as file:
         write_overlay(file, backing_path=str(disk.path.absolute()), backing_format=disk.format, size_bytes=size)
     return replace(disk, path=path, format="qcow2", writes=Writes.KEPT)

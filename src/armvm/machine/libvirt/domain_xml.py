@@ -12,8 +12,8 @@ Choices that matter, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import assert_never
 from xml.etree import ElementTree as ET  # it writes here; what is read goes through libvirt.xml_reader
@@ -63,8 +63,7 @@ class Domain:
 
     ``console`` is the unix socket that the console is connected to, on which somebody listens; None makes it a
     terminal of libvirt's. ``variables_by_command`` hands the variable store over on QEMU's own command line, for a
-    libvirt that knows only raw ones. ``passt`` lets passt forward ports, and leaves them out otherwise. ``paths`` are
-    the further consoles' sockets.
+    libvirt that knows only raw ones. ``passt`` lets passt forward ports; without it they are left out.
     """
 
     name: str
@@ -72,8 +71,6 @@ class Domain:
     emulator: str | None = None
     cpu: str | None = None
     console: Path | None = None
-    more_consoles: Sequence[Path] = ()
-    agent: Path | None = None
     variables_by_command: bool = False
     passt: bool = True
     comments: tuple[str, ...] = ()
@@ -140,8 +137,6 @@ def _os(root: ET.Element, machine: Machine, how: Domain) -> None:
         _text(system, "loader", _path(firmware.code), type="rom")
     else:
         loader = {"readonly": "yes", "type": "pflash"}
-        if machine.secure_boot:
-            loader["secure"] = "no"  # what libvirt calls secure is x86's SMM
         if firmware.code_format != "raw":
             loader["format"] = firmware.code_format
         _text(system, "loader", _path(firmware.code), **loader)
@@ -169,7 +164,8 @@ def _clock(root: ET.Element, machine: Machine) -> None:
     if machine.clock is None:
         ET.SubElement(root, "clock", offset="utc")
     else:
-        ET.SubElement(root, "clock", offset="absolute", start=str(int(machine.clock.timestamp())))
+        moment = machine.clock if machine.clock.tzinfo else machine.clock.replace(tzinfo=UTC)
+        ET.SubElement(root, "clock", offset="absolute", start=str(int(moment.timestamp())))
 
 
 def _devices(devices: ET.Element, machine: Machine, how: Domain) -> None:
@@ -291,21 +287,20 @@ def _consoles(devices: ET.Element, machine: Machine, how: Domain) -> None:
     else:  # firmware speaks on the serial port and nowhere else, and libvirt's machines always have one
         ET.SubElement(ET.SubElement(devices, "serial", type="null"), "target", type="system-serial", port="0")
         ET.SubElement(ET.SubElement(devices, "console", type="null"), "target", type="serial", port="0")
-    sockets = [*([] if pl011 else [how.console]), *how.more_consoles]
     for index in range(virtio):
-        console = _character_device(devices, "console", sockets[index] if index < len(sockets) else None)
+        console = _character_device(devices, "console", None if pl011 or index else how.console)
         ET.SubElement(console, "target", type="virtio", port=str(index + 1))
     if machine.guest_agent:
-        channel = _character_device(devices, "channel", how.agent, listens=how.agent is None)
+        channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
 
 
-def _character_device(parent: ET.Element, tag: str, socket: Path | None, *, listens: bool = False) -> ET.Element:
-    if socket is not None:
-        element = ET.SubElement(parent, tag, type="unix")
-        ET.SubElement(element, "source", mode="connect", path=_path(socket))
-        return element
-    return ET.SubElement(parent, tag, type="unix" if listens else "pty")
+def _character_device(parent: ET.Element, tag: str, socket: Path | None) -> ET.Element:
+    if socket is None:
+        return ET.SubElement(parent, tag, type="pty")
+    element = ET.SubElement(parent, tag, type="unix")
+    ET.SubElement(element, "source", mode="connect", path=_path(socket))
+    return element
 
 
 def _driver(share: SharedFolder) -> ShareDriver:
