@@ -9,9 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action: its help, its arguments, and what does it and returns the exit code."""
+    """One action: its help, its arguments, and what does it and returns the exit code.
+
+    ``runs_command``: whatever stands after ``--`` is another program's, and ends up in ``command``.
+    """
 
     description: str
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     execute: Callable[[argparse.Namespace], int]
+    runs_command: bool = False

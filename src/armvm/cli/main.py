@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArmvmError as error:
         if verbose:
             _print_traceback()
-        _explain(error)
+        explain(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("armvm: interrupted", file=sys.stderr)
@@ -97,7 +97,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _explain(error: ArmvmError) -> None:
+def explain(error: ArmvmError) -> None:
+    """Say on standard error what went wrong, and what can be done about it."""
     print(f"armvm: {_shown(error.message)}", file=sys.stderr)
     tail = getattr(error, "console_tail" if isinstance(error, GuestError) else "output_tail", "")
     if isinstance(error, GuestError | MachineError) and tail:

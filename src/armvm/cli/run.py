@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.cli.machine_options import add_host_arguments, add_machine_arguments, backend, chosen
-from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
+from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, Machine, Writes, problems, require_sound
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
+    from armvm.instance.log import ConsoleLog
     from armvm.instance.store import Instance
     from armvm.machine.backend import Backend
     from armvm.machine.console import Conversation, Outcome, Sink
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
+    add_instances_option(parser)
     add_machine_arguments(parser)
     host = add_host_arguments(parser)
     host.add_argument(
@@ -81,7 +84,7 @@ class _Plan:
     machine: Machine
     backend: Backend
     hold: tuple[int, ...] = ()
-    log: int | None = None
+    log: ConsoleLog | None = None
 
     @property
     def kept(self) -> bool:
@@ -97,6 +100,8 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     elif options.image is None:
         raise UsageError("no image to boot", hint="armvm run IMAGE, or armvm run --name NAME for a kept instance")
     else:
+        if options.writable:
+            require_no_instances(options.image, options, what="written to by the guest")
         with ExitStack() as reading:  # a reader of the image must not be in QEMU's way
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
@@ -117,7 +122,12 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
+    if options.arch:
+        state = ExecutionState(options.arch)
+    else:
+        from armvm.image.contents import bootable_state
+
+        state = bootable_state(disk)
     machine = Machine(
         state=state,
         firmware=find_firmware(state, override=options.firmware),
@@ -131,21 +141,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
     return replace(machine, **chosen(options)), disk
 
 
-def _bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first."""
-    from armvm.image.contents import ImageContents
-
-    for state in ImageContents(disk).bootable_states:
-        return state
-    paths = " and no ".join(state.removable_path for state in ExecutionState)
-    raise InputError(
-        f"nothing to boot: there is no {paths} on an EFI System Partition",
-        subject=disk.name,
-        hint="`armvm check` says what is missing; --arch boots it all the same",
-    )
-
-
-def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], int | None]:
+def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
     from armvm.instance.lock import HolderKind
     from armvm.instance.log import logging
@@ -256,7 +252,8 @@ def _sinks(options: argparse.Namespace, plan: _Plan, stack: ExitStack, *, intera
     if not (options.quiet and options.until is not None):
         sinks.append(_screen(options, plain=os.isatty(1) and not interactive))
     if plan.log is not None:
-        sinks.append(_log_sink(plan.log, "the instance's console log"))
+        kept_log = plan.log
+        sinks.append(lambda _data, text: kept_log.write(text))
     if options.log is not None:
         sinks.append(_log_sink(_open_log(options, stack), str(options.log)))
     return sinks

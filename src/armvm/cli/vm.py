@@ -66,4 +66,10 @@ class _Lazy(Parser):
         self.description, self.epilog = action.description, f"examples:\n{action.examples}"
         action.add_arguments(self)
         self.set_defaults(action=action.execute)
-        return super().parse_known_args(args, namespace)
+        if not action.runs_command or "--" not in args:
+            return super().parse_known_args(args, namespace)
+        # argparse would have the command begin where the first positional ends, options of ours or not.
+        middle = args.index("--")
+        found, rest = super().parse_known_args(args[:middle], namespace)
+        found.command = [*found.command, *args[middle + 1 :]]
+        return found, rest

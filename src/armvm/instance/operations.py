@@ -13,6 +13,7 @@ OPERATIONS = {
     "snapshot": "armvm.instance.snapshot_live:snapshot",
     "restore": "armvm.instance.snapshot_live:restore",
     "delete-snapshot": "armvm.instance.snapshot_live:delete",
+    "agent": "armvm.instance.agent:agent",
 }
 """Beside these, the supervisor itself knows status, console, power-off, reset and kill."""
 

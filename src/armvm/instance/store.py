@@ -6,7 +6,7 @@ $ARMVM_HOME or $XDG_DATA_HOME/armvm
     ├── disk.qcow2      what the guest wrote, over the image (further disks: NAME.qcow2)
     ├── vars.qcow2      its UEFI variables: no snapshots inside, so that it can be replaced whole
     ├── snapshots/NAME/ machine.toml, vars.qcow2 and snapshot.toml as of then; disks and memory are inside the disks
-    ├── console.log     what it said, with times
+    ├── console.log     what it said, with times (further consoles: console1.log …)
     ├── events.jsonl    what happened to it
     ├── lock            held (flock) by a command, or by the process that runs the machine and its hypervisor
     └── run/            sockets while it runs (elsewhere when this path is too long for them, see ``sockets``)
@@ -17,17 +17,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armvm.atomic import write_file
 from armvm.errors import InputError, OutputError, UsageError
 from armvm.home import home
-from armvm.instance import lock, machine_toml
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance import lock
 from armvm.instance.lock import Holder, HolderKind, Lock
-from armvm.machine.definition import Machine
+
+if TYPE_CHECKING:
+    from armvm.instance.definition import BackingImage, Definition
+    from armvm.machine.definition import Machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -64,6 +67,10 @@ class Instance:
         """What it said on its console."""
         return self.folder / "console.log"
 
+    def console_log(self, number: int) -> Path:
+        """What it said on the console of that number; 0 is the first."""
+        return self.log if number == 0 else self.folder / f"console{number}.log"
+
     @property
     def events(self) -> Path:
         """What happened to it."""
@@ -94,6 +101,8 @@ class Instance:
 
         Raises InputError, with file and line, when machine.toml is broken, MissingError when its firmware is gone.
         """
+        from armvm.instance import machine_toml  # not for `armvm vm list`, which has no need of machines
+
         return machine_toml.read(self.description)
 
     def machine(self) -> Machine:
@@ -105,18 +114,36 @@ class Instance:
 
     def save(self, definition: Definition) -> None:
         """Replace machine.toml, whole or not at all. Hold the lock."""
+        from armvm.instance import machine_toml
+
         write_file(self.description, machine_toml.serialise(definition, self.folder), mode=0o600)
 
     @contextmanager
     def locked(self, *, kind: HolderKind = HolderKind.COMMAND, wait_seconds: float = 60.0) -> Iterator[Lock]:
         """Hold the instance within the block; another command is waited for, a running machine is not.
 
+        What somebody who died holding it has left behind is put in order first (see ``recovery``).
         Raises UsageError when there is none of that name (any more), BusyError, which names who holds it, otherwise.
         """
         self.require()
-        with lock.locked(self.lock, what=f"instance {self.name}", kind=kind, wait_seconds=wait_seconds) as held:
+        what = f"instance {self.name}"
+        with lock.locked(self.lock, what=what, kind=kind, wait_seconds=wait_seconds, recover=self._recover) as held:
             self.require()  # it may have been deleted, or renamed, while it was waited for
+            self._settle()
             yield held
+
+    def _settle(self) -> None:
+        """Finish what a snapshot was at when its QEMU ended: whoever held the lock may have let go in order."""
+        with suppress(OSError):
+            if any(entry.name.startswith(".") for entry in os.scandir(self.snapshots)):
+                from armvm.instance.snapshots import settle
+
+                settle(self)
+
+    def _recover(self, crashed: Holder) -> None:
+        from armvm.instance.recovery import recover
+
+        recover(self, crashed)
 
 
 def find(name: str) -> Instance:

@@ -13,6 +13,7 @@ from pathlib import Path
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import Firmware
+from armvm.machine.device_problems import device_problems
 from armvm.machine.devices import (
     BridgeNetwork,
     DiskCache,
@@ -29,7 +30,8 @@ from armvm.machine.devices import (
     WatchdogAction,
     Writes,
 )
-from armvm.units import GIB, MIB, SECTOR_SIZES, format_size
+from armvm.printable import printable
+from armvm.units import GIB, MIB, format_size
 
 __all__ = [
     "BridgeNetwork",
@@ -60,8 +62,6 @@ __all__ = [
 
 GICV2_MOST_VCPUS = 8
 MOST_VCPUS = 512
-MOST_DISKS = 16
-MOST_NICS = 6
 MOST_HOTPLUG_PORTS = 7
 LEAST_MEMORY_BYTES = 128 * MIB
 """EDK2 for virtual machines says nothing and hangs with less."""
@@ -120,7 +120,8 @@ class Machine:
     ``more_consoles`` are virtio consoles beside the first (hvc0 … in the guest). ``rng`` and ``balloon`` are the virtio
     devices of that name. ``tpm`` needs swtpm. ``secure_boot`` asks for firmware that refuses unsigned programs.
     ``vsock_cid`` is the guest's address on vhost-vsock, 3 or more. ``guest_agent`` adds the serial port that
-    qemu-guest-agent listens on.
+    qemu-guest-agent listens on. ``platform`` is the hypervisor's own name of its virtual board with a version
+    (virt-7.2), which memory that was kept needs; None for its newest.
     """
 
     state: ExecutionState
@@ -148,6 +149,7 @@ class Machine:
     usb_keyboard: bool = False
     vsock_cid: int | None = None
     guest_agent: bool = False
+    platform: str | None = None
 
 
 def problems(machine: Machine) -> tuple[str, ...]:
@@ -169,31 +171,19 @@ def problems(machine: Machine) -> tuple[str, ...]:
         found.append("ACPI on an AArch32 machine: its firmware describes the hardware by a device tree only")
     if not 0 <= machine.hotplug_ports <= MOST_HOTPLUG_PORTS:
         found.append(f"{machine.hotplug_ports} hotplug ports: a machine has at most {MOST_HOTPLUG_PORTS}")
-    found += _disk_problems(machine.disks)
-    found += _network_problems(machine.nics)
+    if machine.secure_boot:
+        found += _secure_boot_problems(machine)
+    found += device_problems(machine, disk_names(machine), nic_names(machine))
     return tuple(found)
 
 
-def _disk_problems(disks: tuple[DiskDevice, ...]) -> list[str]:
-    found = [
-        f"{disk.path}: sectors of {disk.sector_size} bytes; a disk has sectors of 512 or 4096"
-        for disk in disks
-        if disk.sector_size not in SECTOR_SIZES
-    ]
-    if len(disks) > MOST_DISKS:
-        found.append(f"{len(disks)} disks: a machine has at most {MOST_DISKS}")
-    return found
-
-
-def _network_problems(nics: tuple[Nic, ...]) -> list[str]:
-    found = [f"{len(nics)} network cards: a machine has at most {MOST_NICS}"] if len(nics) > MOST_NICS else []
-    taken: set[int] = set()
-    for forward in (forward for nic in nics if isinstance(nic, UserNetwork) for forward in nic.forwards):
-        found += [f"no TCP port: {port}" for port in (forward.host_port, forward.guest_port) if not 0 < port < 65536]
-        if forward.host_port in taken:
-            found.append(f"port {forward.host_port} of this host is forwarded twice")
-        taken.add(forward.host_port)
-    return found
+def _secure_boot_problems(machine: Machine) -> list[str]:
+    if machine.state is ExecutionState.AARCH32:
+        return ["Secure Boot on an AArch32 machine: there is no firmware for it; leave secure_boot out"]
+    if not machine.firmware.enforces_secure_boot:
+        name = printable(machine.firmware.code.name)
+        return [f"Secure Boot with {name}: it is not known to refuse unsigned programs; leave one of them out"]
+    return []
 
 
 def disk_names(machine: Machine) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ class DiskDevice:
     """A disk of the machine: an image, its format (as QEMU spells it), and how the guest sees it.
 
     ``name`` is what it is detached by (default: disk and its place in the machine); ``port`` the number of the hotplug
-    port that it sits in, None for a place of its own. ``discard`` hands on to the image what the guest trims.
+    port that it sits in, or of its unit behind the SCSI controller, None for a place of its own. ``discard`` hands on
+    to the image what the guest trims.
     """
 
     path: Path

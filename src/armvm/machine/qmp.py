@@ -46,6 +46,11 @@ class Qmp:
         """The socket's descriptor, to wait on."""
         return self._connection.fileno()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether events have come, while a reply was due, that ``receive`` has not given out."""
+        return bool(self._events)
+
     def greet(self, timeout_seconds: float) -> None:
         """Wait for QEMU's greeting and enter command mode. Raises MachineError when it does not come."""
         self._wait_until(lambda: self._greeted, timeout_seconds, "QEMU's greeting")
@@ -64,6 +69,15 @@ class Qmp:
             said = printable(str(reply["error"].get("desc", "no reason given")))
             raise MachineError(f"QEMU refuses {command}: {said}")
         return reply.get("return")
+
+    def give(self, name: str, descriptor: int, *, timeout_seconds: float = 10.0) -> None:
+        """Give QEMU a descriptor of ours, known there as ``name``. Raises MachineError when it does not take it."""
+        # QEMU takes a descriptor that comes with a byte for that of the next getfd: a space does nothing else.
+        try:
+            socket.send_fds(self._connection, [b" "], [descriptor])
+        except OSError as error:
+            raise MachineError(f"cannot give QEMU a descriptor: {error.strerror or error}") from error
+        self.execute("getfd", {"fdname": name}, timeout_seconds=timeout_seconds)
 
     def tell(self, command: str) -> None:
         """Send a command without waiting for its answer."""

@@ -13,7 +13,6 @@ import pytest
 from armvm.disk.detect import open_disk
 from armvm.errors import BusyError, InputError, OutputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.instance import log
 from armvm.instance import machine_toml as machine_file
 from armvm.instance import store as instances
 from armvm.instance.create import create
@@ -256,16 +255,6 @@ def test_where_everything_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert instances.instances_folder() == tmp_path / ".local/share/armvm/instances"
-
-
-def test_a_log_that_has_grown_large_is_put_aside(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "_MOST_BYTES", 10)
-    instance = made("web", image)
-    for text in (b"first, long", b"second", b" third"):
-        with log.logging(instance.log) as descriptor:
-            os.write(descriptor, text)
-    assert instance.log.read_bytes() == b"second third"
-    assert instance.log.with_suffix(".log.1").read_bytes() == b"first, long"
 
 
 def test_an_image_whose_name_is_no_text(tmp_path: Path) -> None:

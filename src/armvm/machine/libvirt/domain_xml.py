@@ -132,7 +132,7 @@ def _path(path: Path) -> str:
 def _os(root: ET.Element, machine: Machine, how: Domain) -> None:
     firmware = machine.firmware
     system = ET.SubElement(root, "os")
-    _text(system, "type", "hvm", arch=_ARCHITECTURES[machine.state], machine="virt")
+    _text(system, "type", "hvm", arch=_ARCHITECTURES[machine.state], machine=machine.platform or "virt")
     if firmware.kind is FirmwareKind.BIOS:
         _text(system, "loader", _path(firmware.code), type="rom")
     else:

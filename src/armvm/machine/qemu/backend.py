@@ -16,13 +16,14 @@ from armvm.firmware.discovery import EMULATORS
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.machine.accelerators import AcceleratorKind, available, survey
 from armvm.machine.capabilities import Capabilities
-from armvm.machine.definition import Machine, problems, require_sound
+from armvm.machine.definition import Machine, UserNetwork, nic_names, problems, require_sound
 from armvm.machine.lifecycle import Child
 from armvm.machine.qemu import command
 from armvm.printable import printable
 from armvm.process import require_program, run
 
 if TYPE_CHECKING:
+    from armvm.machine.qemu.companions import Companions
     from armvm.machine.qemu.session import QemuSession
 
 
@@ -46,8 +47,16 @@ class Qemu:
         return command.CAPABILITIES
 
     def problems(self, machine: Machine) -> tuple[str, ...]:
-        """Why this QEMU cannot be ``machine``, one sentence each."""
-        return command.problems(machine)
+        """Why this QEMU, on this host, cannot be ``machine``, one sentence each.
+
+        Raises MissingError, with the command that installs it, when a program that runs beside QEMU is not there.
+        """
+        found = command.problems(machine)
+        if _plain(machine):
+            return found
+        from armvm.machine.qemu.companions import host_problems, resolved
+
+        return (*found, *host_problems(resolved(machine)))
 
     def describe(self, machine: Machine) -> str:
         """The command that starts ``machine`` by hand, for a shell."""
@@ -73,17 +82,37 @@ class Qemu:
 
         ``paused`` starts it with its vCPUs stopped.
 
-        Raises UsageError for a machine that cannot be, MachineError with QEMU's words when it does not start.
+        Raises UsageError for a machine that cannot be, MachineError with QEMU's words when it does not start,
+        MissingError or OutputError when what runs beside QEMU cannot.
         """
         require_sound(problems(machine) + self.problems(machine))
         try:
-            return self._start(machine, hold, paused)
+            if _plain(machine):
+                return self._start(machine, hold, paused)
+            return self._start_with_companions(machine, hold, paused)
         except MachineError as error:
             if self.sandbox and "sandbox" in error.output_tail:  # a QEMU that was built without seccomp
                 return replace(self, sandbox=False).start(machine, hold=hold, paused=paused)
             raise
 
-    def _start(self, machine: Machine, hold: Sequence[int], paused: bool) -> QemuSession:
+    def _start_with_companions(self, machine: Machine, hold: Sequence[int], paused: bool) -> QemuSession:
+        from armvm.machine.qemu.companions import resolved, start_companions
+
+        machine = resolved(machine)
+        beside = start_companions(machine, nic_names(machine))
+        try:
+            return self._start(machine, hold, paused, beside)
+        except MachineError as error:
+            trouble = beside.trouble
+            if trouble:
+                raise MachineError(trouble, output_tail=error.output_tail) from error
+            raise
+        finally:
+            beside.hand_over()
+
+    def _start(
+        self, machine: Machine, hold: Sequence[int], paused: bool, beside: Companions | None = None
+    ) -> QemuSession:
         ours, theirs = socket.socketpair()
         kept: dict[str, socket.socket] = {}
         with ExitStack() as stack:
@@ -98,24 +127,39 @@ class Qemu:
                 kept[name], given = socket.socketpair()
                 more[name] = stack.enter_context(given).fileno()
                 inherited.append(more[name])
-            channels = command.Channels(theirs.fileno(), variables, more)
+            beyond = {} if beside is None else beside.given
+            inherited += beyond.values()
+            channels = command.Channels(theirs.fileno(), variables, more, beyond)
             try:
                 child = Child(self.plan(machine, channels, paused=paused), inherit=inherited)
             except BaseException:
                 for end in (ours, *kept.values()):
                     end.close()
+                if beside is not None:
+                    beside.end()
                 raise
         for end in kept.values():
             end.setblocking(False)
         from armvm.machine.qemu.session import QemuSession  # loaded while QEMU starts
 
-        session = QemuSession(child, ours, kept)
+        session = QemuSession(child, ours, kept, beside)
         try:
             session.greet()
         except BaseException:
             session.end()
             raise
         return session
+
+
+def _plain(machine: Machine) -> bool:
+    """Whether nothing beside QEMU is needed, and nothing of this host but what QEMU itself finds."""
+    return not (
+        machine.tpm
+        or machine.shares
+        or machine.graphics is not None
+        or machine.vsock_cid is not None
+        or any(not isinstance(nic, UserNetwork) for nic in machine.nics)
+    )
 
 
 def find_qemu(state: ExecutionState, *, accelerator: AcceleratorKind | None = None, cpu: str | None = None) -> Qemu:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from armvm.errors import MachineError
 from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable, Report
@@ -16,6 +16,9 @@ from armvm.machine.definition import DiskDevice, Nic
 from armvm.machine.lifecycle import Child
 from armvm.machine.qmp import Qmp, QmpEvent
 from armvm.printable import printable
+
+if TYPE_CHECKING:
+    from armvm.machine.qemu.companions import Companions
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
@@ -29,13 +32,19 @@ class QemuSession:
     """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket.
 
     ``channels`` are our ends of the other sockets that it inherited (``command.channel_names``), which do not block.
+    ``beside`` are the programs that end with it.
     """
 
     def __init__(
-        self, child: Child, control: socket.socket, channels: Mapping[str, socket.socket] | None = None
+        self,
+        child: Child,
+        control: socket.socket,
+        channels: Mapping[str, socket.socket] | None = None,
+        beside: Companions | None = None,
     ) -> None:
         self.channels = dict(channels or {})
         self._child = child
+        self._beside = beside
         self._qmp = Qmp(control)
         self._console_open = True
         self._pending = bytearray()
@@ -77,6 +86,7 @@ class QemuSession:
         """
         if self._over:
             return []
+        self._listen_beside()
         events: list[Event] = []
         with selectors.DefaultSelector() as selector:
             if self._console_open:
@@ -89,14 +99,15 @@ class QemuSession:
                 selector.register(self._child.error_descriptor, selectors.EVENT_READ)
             for descriptor in watch:
                 selector.register(descriptor, selectors.EVENT_READ)
-            ready = {key.fd for key, _ in selector.select(timeout_seconds)}
+            waiting = self._qmp.waiting
+            ready = {key.fd for key, _ in selector.select(0 if waiting else timeout_seconds)}
         if self._child.error_descriptor in ready:
             self._child.take_errors()
         if self._console_open and self._child.input.fileno() in ready:
             self._flush()
         if self._console_open and self._child.output.fileno() in ready:
             events += self._heard()
-        if not self._qmp.closed and self._qmp.fileno() in ready:
+        if waiting or (not self._qmp.closed and self._qmp.fileno() in ready):
             events += self._reported(self._qmp.receive())
         events += [Readable(descriptor) for descriptor in watch if descriptor in ready]
         if not self._console_open and self._qmp.closed:
@@ -152,8 +163,14 @@ class QemuSession:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def _listen_beside(self) -> None:
+        if self._beside is not None:
+            self._beside.take_errors()
+
     def _hang_up(self) -> None:
         self._qmp.close()
+        if self._beside is not None:
+            self._beside.end()
         for channel in self.channels.values():
             channel.close()
 
