@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import Bus, Console, GicVersion, HardwareDescription, PortForward, UserNetwork
 from armvm.units import SECTOR_SIZES, parse_size
+
+if TYPE_CHECKING:
+    from armvm.machine.backend import Backend
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,35 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         help="logical sector size (default: what the image is made for)",
     )
     group.add_argument("--firmware", type=Path, metavar="FILE", help="UEFI firmware (default: EDK2 of this system)")
+
+
+def add_host_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Declare what says by what a machine is run; ``backend`` finds it."""
+    from armvm.machine.backends import BACKENDS, DEFAULT
+
+    host = parser.add_argument_group("how it is run")
+    host.add_argument(
+        "--backend", choices=tuple(BACKENDS), default=DEFAULT, help="hypervisor (default: qemu; see `armvm doctor`)"
+    )
+    host.add_argument(
+        "--connect",
+        metavar="URI",
+        help="libvirt to connect to (default: $LIBVIRT_DEFAULT_URI, else qemu:///session, or root's qemu:///system)",
+    )
+    host.add_argument(
+        "--accel", choices=("auto", "kvm", "hvf", "tcg"), default="auto", help="accelerator (default: auto)"
+    )
+    host.add_argument("--cpu", metavar="MODEL", help="QEMU's name of the CPU model")
+    return host
+
+
+def backend(options: argparse.Namespace, state: ExecutionState) -> Backend:
+    """The backend that was chosen, for machines of ``state``."""
+    from armvm.machine.accelerators import AcceleratorKind
+    from armvm.machine.backends import find_backend
+
+    accelerator = None if options.accel == "auto" else AcceleratorKind(options.accel)
+    return find_backend(options.backend, state, accelerator=accelerator, cpu=options.cpu, uri=options.connect)
 
 
 def chosen(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.instances_option import add_instances_option, require_no_instances
-from armvm.cli.machine_options import add_machine_arguments, chosen
+from armvm.cli.machine_options import add_host_arguments, add_machine_arguments, backend, chosen
 from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, Machine, Writes, problems, require_sound
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from armvm.disk.storage import Disk
     from armvm.instance.log import ConsoleLog
     from armvm.instance.store import Instance
+    from armvm.machine.backend import Backend
     from armvm.machine.console import Conversation, Outcome, Sink
     from armvm.machine.console_text import Pattern
-    from armvm.machine.qemu.backend import Qemu
 
 DESCRIPTION = """\
 Boots a disk image on a virtual machine that meets the VM System Specification, with its console on this terminal.
@@ -43,6 +43,7 @@ EXAMPLES = """\
   armvm run disk.raw --until 'login:' --timeout 300         does it boot? for scripts
   armvm run disk.raw --name web --forward 2222:22           keep it; next time: armvm run --name web
   armvm run disk.raw --arch aarch32 --gic 2 --bus mmio      another conforming machine
+  armvm run disk.raw --backend libvirt                      by libvirt instead of QEMU itself
   armvm run disk.raw --print-command                        the QEMU command, to be pasted"""
 
 
@@ -54,12 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
     add_instances_option(parser)
     add_machine_arguments(parser)
-    host = parser.add_argument_group("how it is run")
+    host = add_host_arguments(parser)
     host.add_argument(
-        "--accel", choices=("auto", "kvm", "hvf", "tcg"), default="auto", help="accelerator (default: auto)"
+        "--print-command", action="store_true", help="print the hypervisor's command (or file) and do nothing"
     )
-    host.add_argument("--cpu", metavar="MODEL", help="QEMU's name of the CPU model")
-    host.add_argument("--print-command", action="store_true", help="print the hypervisor's command and do nothing")
     script = parser.add_argument_group("for scripts")
     script.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
     script.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end with exit code 1 after this time")
@@ -83,7 +82,7 @@ class _Plan:
     """What is to be run: the machine, by what, holding which locks, and the instance's console log."""
 
     machine: Machine
-    qemu: Qemu
+    backend: Backend
     hold: tuple[int, ...] = ()
     log: ConsoleLog | None = None
 
@@ -107,18 +106,14 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
             hold = (_lock(options.image, stack),)
-    return _Plan(machine, _qemu_for(machine, options), hold, log)
+    return _Plan(machine, _backend_for(machine, options), hold, log)
 
 
-def _qemu_for(machine: Machine, options: argparse.Namespace) -> Qemu:
-    """The QEMU that ``machine`` is to run on. Raises UsageError when it cannot be that machine."""
-    from armvm.machine.accelerators import AcceleratorKind
-    from armvm.machine.qemu.backend import find_qemu
-
-    accelerator = None if options.accel == "auto" else AcceleratorKind(options.accel)
-    qemu = find_qemu(machine.state, accelerator=accelerator, cpu=options.cpu)
-    require_sound(problems(machine) + qemu.problems(machine))
-    return qemu
+def _backend_for(machine: Machine, options: argparse.Namespace) -> Backend:
+    """The hypervisor that ``machine`` is to run on. Raises UsageError when it cannot be that machine."""
+    found = backend(options, machine.state)
+    require_sound(problems(machine) + found.problems(machine))
+    return found
 
 
 def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machine, Disk]:
@@ -193,7 +188,7 @@ def _make(instance: Instance, options: argparse.Namespace) -> None:
     firmware_file = None if options.firmware is None else options.firmware.absolute()
     with ExitStack() as reading:
         machine, disk = _from_image(options, reading)
-        _qemu_for(machine, options)  # nothing is made that could not be run
+        _backend_for(machine, options)  # nothing is made that could not be run
         create(instance, machine, disk, firmware_file=firmware_file)
 
 
@@ -208,7 +203,7 @@ def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack:
     stack.enter_context(ending_on_signals())
     if options.verbose:
         _notice(options, _command(plan))
-    session = stack.enter_context(plan.qemu.start(plan.machine, hold=plan.hold))
+    session = stack.enter_context(plan.backend.start(plan.machine, hold=plan.hold))
     with ExitStack() as terminal:
         if interactive:
             _notice(options, "Ctrl-] powers the guest off")
@@ -236,7 +231,7 @@ def _judge(outcome: Outcome, conversation: Conversation, plan: _Plan, options: a
     if outcome in {Outcome.MATCHED, Outcome.LEFT} or (outcome is Outcome.POWERED_OFF and options.until is None):
         return
     if outcome is Outcome.STOPPED:
-        raise MachineError("somebody else ended QEMU while the guest was running")
+        raise MachineError("somebody else ended the machine while the guest was running")
     what = {
         Outcome.TIMED_OUT: f"the guest was still running after {options.timeout or 0:g} s",
         Outcome.RESET_LOOP: f"the guest reset itself {conversation.resets} times",
@@ -341,9 +336,7 @@ def _seconds(text: str) -> float:
 
 
 def _command(plan: _Plan) -> str:
-    import shlex
-
-    return shlex.join(plan.qemu.plan(plan.machine))
+    return plan.backend.describe(plan.machine)
 
 
 def _notice(options: argparse.Namespace, message: str) -> None:

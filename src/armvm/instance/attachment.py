@@ -140,7 +140,7 @@ def with_device(machine: Machine, device: DiskDevice | Nic) -> Machine:
 
 
 def without(machine: Machine, name: str) -> Machine:
-    """``machine`` without the device of that name. Raises UsageError when it has none, or none but this to boot from."""
+    """``machine`` without the device of that name. Raises UsageError when it has none, or boots from it."""
     machine = named(machine)
     disks = tuple(disk for disk in machine.disks if disk.name != name)
     nics = tuple(nic for nic in machine.nics if nic.name != name)

@@ -21,7 +21,9 @@ from pathlib import Path
 
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import FirmwareKind
+from armvm.machine import capabilities
 from armvm.machine.accelerators import AcceleratorKind
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import (
     GICV2_MOST_VCPUS,
     Bus,
@@ -59,6 +61,19 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 _AGENT_NUMBER = 30  # the last port of a virtio-serial device, so that no console moves it
 
 
+# RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
+CAPABILITIES = Capabilities(
+    hypervisor="QEMU",
+    disk_formats=frozenset({"raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi"}),
+    most_memory_bytes={ExecutionState.AARCH32: 3071 * MIB},
+    why={
+        GicVersion.V4: "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with"
+        " EL2, and KVM and HVF have none for guests"
+    },
+)
+"""What QEMU's ``virt`` machine can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Channels:
     """What QEMU inherits by descriptor, beside the console on its standard input and output: nothing listens.
@@ -89,12 +104,13 @@ def plan(
     narrow: bool = False,
     sandbox: bool = True,
     paused: bool = False,
+    uring: bool = False,
     channels: Channels | None = None,
 ) -> list[str]:
     """The argument list that makes QEMU's ``program`` be ``machine``.
 
-    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped. Without
-    ``channels`` the console is on standard input and output, with QEMU's monitor behind Ctrl-a.
+    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped. ``uring``
+    has disks read by io_uring, and not by threads. Without ``channels`` the console is on standard input and output, with QEMU's monitor behind Ctrl-a.
     """
     arguments = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     if sandbox:
@@ -118,7 +134,7 @@ def plan(
     ]
     arguments += _hotplug(machine)  # first, for devices that sit there from the start
     for index, (name, disk) in enumerate(zip(disk_names(machine), machine.disks, strict=True)):
-        arguments += _disk(machine, disk, name, index)
+        arguments += _disk(machine, disk, name, index, uring=uring)
     for index, (name, nic) in enumerate(zip(nic_names(machine), machine.nics, strict=True)):
         arguments += _nic(machine, nic, name, index, given)
     return arguments + extras(machine, given) + _console(machine, channels)
@@ -126,17 +142,7 @@ def plan(
 
 def problems(machine: Machine) -> tuple[str, ...]:
     """Why QEMU's ``virt`` machine cannot be ``machine``, one sentence each."""
-    found: list[str] = []
-    if machine.gic is GicVersion.V4:
-        found.append(
-            "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with EL2,"
-            " and KVM and HVF have none for guests"
-        )
-    # RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
-    most = 3071 * MIB
-    if machine.state is ExecutionState.AARCH32 and machine.memory_bytes > most:
-        found.append(f"{machine.memory_bytes // MIB} MiB of memory: AArch32 firmware starts with at most {most // MIB}")
-    return tuple(found)
+    return capabilities.problems(CAPABILITIES, machine)
 
 
 def _gic(machine: Machine, accelerator: AcceleratorKind) -> str:
@@ -181,7 +187,7 @@ def _firmware(machine: Machine, channels: Channels | None) -> list[str]:
     return arguments
 
 
-def _disk(machine: Machine, disk: DiskDevice, name: str, index: int) -> list[str]:
+def _disk(machine: Machine, disk: DiskDevice, name: str, index: int, *, uring: bool) -> list[str]:
     guest_side = device_of_disk(disk, name, place=place_of_disk(machine, index)) | {"bootindex": index}
     if disk.writes is Writes.DISCARDED:
         # -blockdev has no snapshot=on: an overlay that QEMU unlinks as soon as it is open.
@@ -189,7 +195,10 @@ def _disk(machine: Machine, disk: DiskDevice, name: str, index: int) -> list[str
         host_side = ["-drive", f"if=none,id={name},{file_options(disk.path, disk.format)}{cache},snapshot=on"]
         guest_side["drive"] = name
     else:
-        host_side = ["-blockdev", "driver=" + option(blockdev_of(disk, name), first="driver")]
+        node = blockdev_of(disk, name)
+        if uring:
+            node["file"]["aio"] = "io_uring"
+        host_side = ["-blockdev", "driver=" + option(node, first="driver")]
     return [*host_side, "-device", option(guest_side, first="driver")]
 
 
