@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ def folder_of(instance: Instance, name: str) -> Path:
 
 def write(folder: Path, snapshot: Snapshot, definition: Definition, instance: Instance) -> None:
     """Write both descriptions into ``folder``."""
+    # On which version of QEMU's board it ran is a fact of the memory, and not of the machine.
+    definition = replace(definition, machine=replace(definition.machine, platform=None))
     write_file(folder / "machine.toml", machine_toml.serialise(definition, instance.folder), mode=0o600)
     write_file(folder / "snapshot.toml", serialise(snapshot), mode=0o600)
 
