@@ -3,7 +3,8 @@
 snapshots/NAME/
 ├── snapshot.toml   what it is
 ├── machine.toml    the machine as it was, with what was attached then; paths are relative to the instance's folder
-└── vars.qcow2      its UEFI variables as of then
+├── vars.qcow2      its UEFI variables as of then
+└── tpm/            the state of its TPM, where it has one
 
 What the disks held, and the memory, are snapshots of the same name inside the disks (qcow2). A snapshot is there from
 the moment on when its folder has its name, and gone from the moment on when it has it no more. Three hidden entries say
@@ -32,6 +33,7 @@ from armvm.instance.store import Instance
 RESTORING = ".restoring"
 MAKING, DELETING = ".making", ".deleting"
 VARIABLES = "vars.qcow2"
+TPM = "tpm"
 
 _FORMAT = 1
 _MOST_BYTES = 1 << 20
