@@ -1,7 +1,7 @@
 """Devices that are added to a machine or taken from it: the same value for one that runs and one that does not.
 
 Nothing is done here: a Machine in, a Machine out. What sits in a port, or behind the SCSI controller, keeps its address
-whatever comes and goes around it; what has a place of its own stands before all that, for such a place follows the rank.
+whatever comes and goes around it; what has a place of its own stands before all that, for its place is its rank.
 """
 
 from __future__ import annotations
