@@ -16,7 +16,8 @@ from armvm.instance.snapshot_file import MAKING, RESTORING
 from tools.kept_guest import Kept
 from tools.shell_guest import shell_image
 
-VARIABLE = "/sys/firmware/efi/efivars/ArmvmTest-6d5cd3a1-29b5-4ae0-9b0e-518c5d2f3370"
+VARIABLE = "/sys/firmware/efi/efivars/ArmvmTest-cfc8fc79-be2e-4ddc-97f0-9f98bfe298a0"
+"""Linux lets only few variables be written twice; those of this vendor are among them (LINUX_EFI_CRASH_GUID)."""
 PLACE = "bs=512 seek=4096 conv=notrunc,fsync"
 
 
@@ -57,8 +58,7 @@ def say(kept: Kept, text: str) -> None:
     bytes_of_it = "".join(f"\\x{byte:02x}" for byte in text.encode())
     kept.run(
         f"echo {text} > /tmp/word; echo {text} | dd of=/dev/vda {PLACE} 2>/dev/null;"
-        f" printf '\\x07\\0\\0\\0{bytes_of_it}' > /tmp/variable; chattr -i {VARIABLE} 2>/dev/null;"
-        f" cat /tmp/variable > {VARIABLE}; sync"
+        f" printf '\\x07\\0\\0\\0{bytes_of_it}' > /tmp/variable; cat /tmp/variable > {VARIABLE}; sync"
     )
 
 

@@ -69,7 +69,7 @@ class Kept:
         return "".join(said).partition(f"{mark}2")[0].strip()
 
     def kill_qemu(self) -> None:
-        """Kill it as the kernel would that has no memory left, and one that takes its place, until the instance is over."""
+        """Kill it as a kernel does that has no memory left, and what takes its place, until the instance is over."""
         deadline = time.monotonic() + 60
         while True:
             holder, held = self.instance.holder
@@ -93,6 +93,6 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             with suppress(OSError):
-                if "qemu-system" in os.readlink(f"/proc/{child}/exe"):
+                if "qemu-system" in str(Path(f"/proc/{child}/exe").readlink()):
                     found.append(int(child))
     return found
