@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from armvm.instance.dialogue import Dialogue
@@ -67,26 +68,31 @@ class Kept:
             dialogue.expect(f"{mark}2", timeout_seconds=timeout_seconds)
         return "".join(said).partition(f"{mark}2")[0].strip()
 
-    @property
-    def qemu_pid(self) -> int:
-        """The process id of its QEMU."""
-        from armvm.instance import control
-
-        return int(control.details(self.instance)["qemu_pid"])
-
-    def kill_qemu(self, pid: int | None = None) -> None:
-        """Kill it as the kernel would that has no memory left, and wait until the instance is known to be over."""
-        os.kill(self.qemu_pid if pid is None else pid, signal.SIGKILL)
-        self.wait_until_over()
-
-    def wait_until_over(self) -> None:
-        """Wait until nothing holds it."""
+    def kill_qemu(self) -> None:
+        """Kill it as a kernel does that has no memory left, and what takes its place, until the instance is over."""
         deadline = time.monotonic() + 60
-        while self.instance.holder[1]:
+        while True:
+            holder, held = self.instance.holder
+            if not held or holder is None:
+                return
             assert time.monotonic() < deadline, "the instance is still held"
-            time.sleep(0.02)
+            for pid in _children(holder.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def end(self) -> None:
         """Leave nothing running."""
         with self.began("vm", "kill", self.instance.name, "-q") as process:
             process.communicate(timeout=60)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started, but for those that have only forked (proc(5))."""
+    found = []
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(OSError):
+                if "qemu-system" in str(Path(f"/proc/{child}/exe").readlink()):
+                    found.append(int(child))
+    return found

@@ -109,8 +109,9 @@ def plan(
 ) -> list[str]:
     """The argument list that makes QEMU's ``program`` be ``machine``.
 
-    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped. ``uring``
-    has disks read by io_uring, and not by threads. Without ``channels`` the console is on standard input and output, with QEMU's monitor behind Ctrl-a.
+    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped, and
+    ``uring`` has disks read by io_uring, not by threads. Without ``channels`` the console is on standard input and
+    output, with QEMU's monitor behind Ctrl-a.
     """
     arguments = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     if sandbox:
