@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from armvm.cli.action import Action
 from armvm.cli.machine_options import add_machine_arguments, chosen, defined_image, machine_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from armvm.instance.cloud_init import CloudInit
     from armvm.instance.create import Progress, Storage
     from armvm.instance.definition import Definition
+    from armvm.instance.store import Instance
     from armvm.machine.definition import Machine
 
 _HOTPLUG_PORTS = 4
@@ -96,6 +97,7 @@ def _execute(options: argparse.Namespace) -> int:
     with steps(quiet=options.quiet) as progress, ExitStack() as stack:
         disk = stack.enter_context(_open(options, progress))
         machine, ssh = _machine(options, disk)
+        _require_possible(machine, instance)
         definition = create(
             instance, machine, disk, firmware_file=firmware_file, wishes=wishes, ssh=ssh, progress=progress
         )
@@ -130,19 +132,30 @@ def _machine(options: argparse.Namespace, disk: BaseDisk) -> tuple[Machine, bool
     """The machine that boots the image as the options have it, and whether a port is to be found for its ssh server."""
     from armvm.cli.run import bootable_state
     from armvm.execution import ExecutionState
-    from armvm.machine.definition import Bus, DiskDevice, Writes, problems, require_sound
-    from armvm.machine.qemu.backend import find_qemu
+    from armvm.machine.definition import Bus, DiskDevice, Writes
 
     state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
     boot_disk = DiskDevice(Path(options.image), disk.format, disk.sector_size, Writes.KEPT)
     machine = machine_of(options, state, boot_disk)
     fields = chosen(options)
-    expected = {"rng": True, "guest_agent": True, "hotplug_ports": _HOTPLUG_PORTS if machine.bus is Bus.PCI else 0}
+    expected: dict[str, Any] = {
+        "rng": True,
+        "guest_agent": True,
+        "hotplug_ports": _HOTPLUG_PORTS if machine.bus is Bus.PCI else 0,
+    }
     machine = replace(machine, **{field: value for field, value in expected.items() if field not in fields})
     if options.ssh_port not in {"auto", "none"}:
         machine = _with_ssh_port(machine, _port(options.ssh_port))
-    require_sound(problems(machine) + find_qemu(state).problems(machine))
     return machine, options.ssh_port == "auto"
+
+
+def _require_possible(machine: Machine, instance: Instance) -> None:
+    """Raise UsageError when the machine cannot be, or not on this host: nothing is made that could not be run."""
+    from armvm.machine.definition import VariablesFile, problems, require_sound
+    from armvm.machine.qemu.backend import find_qemu
+
+    kept = replace(machine, variables=VariablesFile(instance.variables, "qcow2"))
+    require_sound(problems(kept) + find_qemu(machine.state).problems(kept))
 
 
 def _with_ssh_port(machine: Machine, port: int) -> Machine:
