@@ -1,4 +1,4 @@
-"""A Linux guest that is asked what devices it sees: Debian's kernel with the drivers, BusyBox, a shell on the console."""
+"""A Linux guest that is asked what devices it sees: Debian's kernel with drivers, BusyBox, a shell on the console."""
 
 from __future__ import annotations
 
