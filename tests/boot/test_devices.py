@@ -198,7 +198,7 @@ def test_two_machines_on_a_link(image: Path, tmp_path: Path) -> None:
         one.up()
         one.run("ip link set eth0 up; ip address add 10.9.0.1/24 dev eth0")
         assert "100% packet loss" in one.run("/bin/busybox ping -c 1 -W 1 10.9.0.2")  # nobody there: no harm
-        with pytest.raises(MachineError, match="end 0 of the link .* is plugged into another machine"):
+        with pytest.raises(MachineError, match=r"end 0 of the link .* is plugged into another machine"):
             find_qemu(STATE).start(ends[0])
         with started(ends[1]) as other:
             other.up()

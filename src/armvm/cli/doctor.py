@@ -40,7 +40,13 @@ _MISSING = MissingError.exit_code
 _VERSION_TIMEOUT_SECONDS = 20
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*")
 _FIRMWARE_OF = {f"firmware-{state.value}": state for state in ExecutionState}
-_VERSION_OPTION: dict[str, str | None] = {"mke2fs": "-V", "e2fsck": "-V", "debugfs": "-V", "resize2fs": None}
+_VERSION_OPTION: dict[str, str | None] = {
+    "mke2fs": "-V",
+    "e2fsck": "-V",
+    "debugfs": "-V",
+    "resize2fs": None,
+    "qemu-bridge-helper": None,
+}
 _ROOT = Path("/")
 
 
