@@ -18,7 +18,7 @@ import pytest
 from armvm.errors import MachineError, UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import find_firmware
-from armvm.machine.backend import DeviceGone, Ended, Ending, Session
+from armvm.machine.backend import DeviceGone, Ended, Ending, Event, Session
 from armvm.machine.backends import find_backend
 from armvm.machine.console import Conversation, Outcome
 from armvm.machine.console_text import Pattern
@@ -130,7 +130,7 @@ def test_somebody_else_may_end_the_domain(uri: str, image: Path) -> None:
     backend = find_backend("libvirt", ExecutionState.AARCH64, uri=uri)
     with backend.start(machine_of(image)) as session:
         virsh(uri, "destroy", *domains(uri))
-        events = []
+        events: list[Event] = []
         deadline = time.monotonic() + 30
         while not any(isinstance(event, Ended) for event in events):
             assert time.monotonic() < deadline
