@@ -27,7 +27,22 @@ _DRIVERS = (
     *("virtio_rng", "virtio_balloon", "9pnet_virtio", "9p", "virtiofs", "i6300esb", "tpm_tis", "virtio_gpu"),
     *("xhci_pci", "hid_generic", "usbhid", "evdev", "af_packet"),
 )
-_APPLETS = ("sh", "cat", "echo", "insmod", "ip", "ls", "mkdir", "mount", "poweroff", "sleep", "grep", "head", "dd", "nc")
+_APPLETS = (
+    "sh",
+    "cat",
+    "echo",
+    "insmod",
+    "ip",
+    "ls",
+    "mkdir",
+    "mount",
+    "poweroff",
+    "sleep",
+    "grep",
+    "head",
+    "dd",
+    "nc",
+)
 _INIT = """\
 #!/bin/sh
 mount -t devtmpfs devtmpfs /dev

@@ -29,9 +29,9 @@ A serial console has no size that a guest could be told: in the guest, `resize` 
 `stty size` says on this side) makes full-screen programs fit. --resize types the latter once.
 
 --send and --expect are for scripts: one after the other, in the order in which they are given. --send types text, in
-which \\r and \\n are the Enter key, \\t and \\e tabulator and escape, \\xHH is the byte of that number, \\\\ a backslash.
---expect waits until the guest says what matches a regular expression, after what was last sent or found. What the guest
-says is printed, except with -q.
+which \\r and \\n are the Enter key, \\t and \\e tabulator and escape, \\xHH is the byte of that number, and
+\\\\ a backslash. --expect waits until the guest says what matches a regular expression, after what was last sent or
+found. What the guest says is printed, except with -q.
 
 Exit code 0: done, or left. 1: the guest has not said it in time, or ended first."""
 

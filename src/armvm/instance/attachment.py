@@ -1,7 +1,7 @@
 """Devices that are added to a machine or taken from it: the same value for one that runs and one that does not.
 
-Pure: a Machine in, a Machine out. What sits in a port, or behind the SCSI controller, keeps its address whatever comes
-and goes around it; what has a place of its own stands before all that, for such a place follows the rank.
+Nothing is done here: a Machine in, a Machine out. What sits in a port, or behind the SCSI controller, keeps its address
+whatever comes and goes around it; what has a place of its own stands before all that, for its place is its rank.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
+from armvm.instance.addresses import new_mac
 from armvm.machine.definition import Bus, Machine, disk_names, nic_names
 from armvm.machine.devices import (
     BridgeNetwork,
@@ -127,7 +128,8 @@ def placed(
     if isinstance(device, DiskDevice):
         device = _placed_disk(machine, device, attachment, running=running)
     else:
-        device = replace(device, port=_port_for(machine, attachment.what, running=running))
+        port = _port_for(machine, attachment.what, running=running)
+        device = replace(device, mac=device.mac or new_mac(), port=port)
     return replace(attachment, device=device)
 
 
@@ -140,7 +142,7 @@ def with_device(machine: Machine, device: DiskDevice | Nic) -> Machine:
 
 
 def without(machine: Machine, name: str) -> Machine:
-    """``machine`` without the device of that name. Raises UsageError when it has none, or none but this to boot from."""
+    """``machine`` without the device of that name. Raises UsageError when it has none, or boots from it."""
     machine = named(machine)
     disks = tuple(disk for disk in machine.disks if disk.name != name)
     nics = tuple(nic for nic in machine.nics if nic.name != name)

@@ -1,7 +1,7 @@
 """Whether the disks of an instance stand on what they are recorded to stand on, looked at before they are used.
 
-A qcow2 image names the image under it, and QEMU opens whatever it names. So that name must be the recorded image, which
-itself has nothing under it: no edited or exchanged file leads the guest to another one of this host.
+A qcow2 image names the image under it, and QEMU opens whatever it names. So that name must be the recorded image, and
+all below that plain files: no edited or exchanged file leads the guest to something else of this host.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from armvm.printable import printable
 _FEATURES_OFFSET = 72
 _DIRTY = 1
 _QCOW2 = "qcow2"
+_MOST_CHAIN = 16
 
 
 def check_chain(definition: Definition) -> None:
@@ -27,37 +28,30 @@ def check_chain(definition: Definition) -> None:
         image = definition.image(name)
         _check_disk(disk.path, disk.format, image)
         if image is not None:
-            _check_disk(image.path, image.format, None)
+            _follow(image.path, image.format)
 
 
 def image_under(path: Path, form: str, disk: str) -> BackingImage | None:
     """The image that the file at ``path`` stands on, to be recorded for the disk of that name; None for none.
 
-    Raises InputError when it cannot be read, or does not say the format of what it stands on, or that has one under it.
+    Raises InputError when it cannot be read, or leads to what is no plain file.
     """
     header = _header(path, form)
     if header is None or header.backing_file is None:
         return None
-    if header.backing_format is None:
-        raise InputError(
-            "does not say in which format the image under it is",
-            subject=str(path),
-            hint="qemu-img rebase -u -b IMAGE -F raw|qcow2 says it",
-        )
-    under = _absolute(path, header.backing_file)
-    _check_disk(under, header.backing_format, None)
+    under, form = _below(path, header)
+    _follow(under, form)
     status = under.stat()
-    return BackingImage(disk, under, header.backing_format, status.st_size, status.st_mtime_ns)
+    return BackingImage(disk, under, form, status.st_size, status.st_mtime_ns)
 
 
 def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
     header = _header(path, form)
     named = None if header is None else header.backing_file
-    if named is None and image is None:
+    if header is None or named is None:
+        if image is not None:
+            raise InputError(f"stands on no image, and should stand on {image.path}", subject=str(path))
         return
-    if named is None:
-        assert image is not None  # noqa: S101 - the case before
-        raise InputError(f"stands on no image, and should stand on {image.path}", subject=str(path))
     shown = printable(named)
     if image is None:
         raise InputError(
@@ -65,17 +59,43 @@ def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
             subject=str(path),
             hint="qemu-img convert makes one file of both",
         )
-    if not _same(_absolute(path, named), image.path):
+    under, form = _below(path, header)
+    if not _same(under, image.path):
         raise InputError(
             "stands on another image than recorded", subject=str(path), found=shown, expected=str(image.path)
         )
-    if header is not None and header.backing_format not in {None, image.format}:
+    if form != image.format:
         raise InputError(
             f"takes the image under it, {shown}, for another format than recorded",
             subject=str(path),
-            found=printable(str(header.backing_format)),
+            found=printable(form),
             expected=image.format,
         )
+
+
+def _follow(path: Path, form: str) -> None:
+    """See where an image leads: a user's own may stand on others."""
+    first = path
+    for _ in range(_MOST_CHAIN):
+        header = _header(path, form)
+        if header is None or header.backing_file is None:
+            return
+        path, form = _below(path, header)
+    raise InputError(f"stands on more than {_MOST_CHAIN} images", subject=str(first))
+
+
+def _below(path: Path, header: Qcow2Header) -> tuple[Path, str]:
+    """The file that the image at ``path`` names, and its format: relative to the image's own folder, as QEMU has it."""
+    named = header.backing_file or ""
+    if ":" in named.partition("/")[0]:
+        raise InputError("the image under it is no plain file", subject=str(path), found=printable(named))
+    if header.backing_format is None:
+        raise InputError(
+            "does not say in which format the image under it is, which QEMU would have to guess",
+            subject=str(path),
+            hint="qemu-img rebase -u -b IMAGE -F raw|qcow2 says it",
+        )
+    return path.absolute().parent / named, header.backing_format
 
 
 def _header(path: Path, form: str) -> Qcow2Header | None:
@@ -97,11 +117,6 @@ def _header(path: Path, form: str) -> Qcow2Header | None:
             hint=f"qemu-img check -r all {path} brings it up to date",
         )
     return header
-
-
-def _absolute(path: Path, named: str) -> Path:
-    """What a qcow2 image at ``path`` names: QEMU takes it relative to the image's own folder."""
-    return path.absolute().parent / named
 
 
 def _same(one: Path, other: Path) -> bool:

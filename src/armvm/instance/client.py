@@ -135,6 +135,7 @@ def _connected(instance: Instance) -> socket.socket:
         deadline = time.monotonic() + _RENEW_SECONDS
         while connection is None and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
+            running_holder(instance)  # it may be ending: then there is no socket either
             connection = _connect(instance)
     if connection is None:
         running_holder(instance)  # it may have ended this moment

@@ -21,7 +21,7 @@ from armvm.instance.addresses import readdressed
 from armvm.instance.beside import appearing, move
 from armvm.instance.definition import Definition
 from armvm.instance.store import Instance
-from armvm.machine.definition import DiskDevice, Writes
+from armvm.machine.definition import DiskDevice, Machine, Writes
 from armvm.printable import printable
 
 Progress = Callable[[str, int, int], None]
@@ -154,12 +154,7 @@ def _copy(files: list[_File], beside: Path, progress: Progress | None) -> None:
 def _renewed(definition: Definition, original: Instance, copy: Instance, made: Instance) -> Definition:
     """The clone's definition; its seed is written anew where it has one."""
     machine = readdressed(definition.machine)
-    disks = tuple(
-        replace(disk, path=copy.folder / _own_name(disk, index))
-        if _is_outside(disk, original)
-        else replace(disk, path=_moved(disk.path, original, copy))
-        for index, disk in enumerate(machine.disks)
-    )
+    disks = _own_disks(machine, original, copy)
     variables = machine.variables
     if variables is not None:
         variables = replace(variables, path=_moved(variables.path, original, copy))
@@ -171,6 +166,16 @@ def _renewed(definition: Definition, original: Instance, copy: Instance, made: I
         files = cloud_init.renewed(files, new.instance_id, cloud_init.hostname_of(copy.name))
         seed.write(made.folder / seed.FILE_NAME, files)
     return new
+
+
+def _own_disks(machine: Machine, original: Instance, copy: Instance) -> tuple[DiskDevice, ...]:
+    """The disks of ``machine`` where the clone has them."""
+    return tuple(
+        replace(disk, path=copy.folder / _own_name(disk, index))
+        if _is_outside(disk, original)
+        else replace(disk, path=_moved(disk.path, original, copy))
+        for index, disk in enumerate(machine.disks)
+    )
 
 
 def _moved(path: Path, original: Instance, copy: Instance) -> Path:
@@ -188,7 +193,7 @@ def _renew_snapshots(made: Instance, new: Definition, original: Instance, copy: 
         old = machine_toml.parse(_text(path), original.description)
         by_name = {nic.name or index: nic for index, nic in enumerate(new.machine.nics)}
         nics = tuple(by_name.get(nic.name or index, nic) for index, nic in enumerate(old.machine.nics))
-        disks = tuple(replace(disk, path=_moved(disk.path, original, copy)) for disk in old.machine.disks)
+        disks = _own_disks(old.machine, original, copy)
         machine = replace(old.machine, nics=nics, disks=disks)
         if machine.variables is not None:
             machine = replace(
@@ -201,10 +206,11 @@ def _renew_snapshots(made: Instance, new: Definition, original: Instance, copy: 
 def _apply(made: Instance, snapshot: str, definition: Definition, original: Instance) -> None:
     """Turn the copied disks back to ``snapshot``, and let go of what the other snapshots keep in them."""
     shutil.copyfile(made.snapshots / snapshot / "vars.qcow2", made.variables)
-    for disk in definition.machine.disks:
-        if disk.format != "qcow2" or disk.writes is not Writes.KEPT or not disk.path.is_relative_to(original.folder):
+    for index, disk in enumerate(definition.machine.disks):
+        if disk.format != "qcow2" or disk.writes is not Writes.KEPT:
             continue
-        path = made.folder / disk.path.relative_to(original.folder)
+        outside = _is_outside(disk, original)
+        path = made.folder / (_own_name(disk, index) if outside else disk.path.relative_to(original.folder))
         for name in _internal_snapshots(path):
             _snapshot(path, "-a" if name == snapshot else "-d", name)
 

@@ -28,7 +28,7 @@ _KILL_SECONDS = 10.0
 _QUIT_SECONDS = 8.0
 _PAUSE_SECONDS = 0.02
 
-_children: list[subprocess.Popen[bytes]] = []
+_children: list[int] = []
 """The supervisors that this process has started; the dead are buried when there is an occasion."""
 
 
@@ -90,7 +90,8 @@ class Starting:
             raise
         os.close(self._answer)
         self._answer = -1
-        _children.append(self._process)
+        _children.append(self._process.pid)
+        self._process.returncode = 0  # it lives on, and Popen is not to mind
         return result
 
     def abandon(self) -> None:
@@ -242,7 +243,11 @@ def _require_ended(instance: Instance, holder: Holder, signals: tuple[signal.Sig
 
 def _bury() -> None:
     """A process that starts and stops machines for days collects no zombies."""
-    _children[:] = [child for child in _children if child.poll() is None]
+    for pid in list(_children):
+        with suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                continue
+        _children.remove(pid)
 
 
 def _environment() -> dict[str, str]:

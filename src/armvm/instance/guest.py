@@ -167,8 +167,7 @@ def _number(answer: Any, key: str) -> int:
 
 
 def _bytes(answer: Any, key: str) -> bytes:
-    value = answer.get(key, "") if isinstance(answer, dict) else None
     try:
-        return base64.b64decode(value or "", validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
+        return base64.b64decode(answer.get(key, ""), validate=True)
+    except (binascii.Error, ValueError, TypeError, AttributeError) as error:
         raise GuestError("the guest agent answers in a way that armvm does not understand") from error

@@ -70,7 +70,7 @@ def attach(running: Running, request: Request) -> Step:
     wanted, image = _prepared(instance, before, wanted, running=True)
     device = wanted.device
     changed = _with(before, device, image)
-    require_sound(problems(changed.machine))
+    _require_possible(changed.machine)
     path = _make_image(wanted)
     try:
         running.gone.discard(str(device.name))
@@ -123,7 +123,7 @@ def attach_stopped(instance: Instance, wanted: Attachment) -> Attached:
     before = instance.definition()
     wanted, image = _prepared(instance, before, wanted, running=False)
     changed = _with(before, wanted.device, image)
-    require_sound(problems(changed.machine))
+    _require_possible(changed.machine)
     path = _make_image(wanted)
     try:
         instance.save(changed)
@@ -201,6 +201,14 @@ def _make_image(wanted: Attachment) -> Path | None:
     finally:
         beside.unlink(missing_ok=True)
     return device.path
+
+
+def _require_possible(machine: Machine) -> None:
+    """Raise UsageError when there can be no such machine, on any host or on this one."""
+    from armvm.machine.qemu.companions import host_problems, resolved
+
+    require_sound(problems(machine))
+    require_sound(tuple(host_problems(resolved(machine))))
 
 
 def _add(running: Running, machine: Machine, device: DiskDevice | Nic) -> Generator[None, None, None]:

@@ -3,7 +3,8 @@
 snapshots/NAME/
 ├── snapshot.toml   what it is
 ├── machine.toml    the machine as it was, with what was attached then; paths are relative to the instance's folder
-└── vars.qcow2      its UEFI variables as of then
+├── vars.qcow2      its UEFI variables as of then
+└── tpm/            the state of its TPM, where it has one
 
 What the disks held, and the memory, are snapshots of the same name inside the disks (qcow2). A snapshot is there from
 the moment on when its folder has its name, and gone from the moment on when it has it no more. Three hidden entries say
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from armvm.instance.store import Instance
 RESTORING = ".restoring"
 MAKING, DELETING = ".making", ".deleting"
 VARIABLES = "vars.qcow2"
+TPM = "tpm"
 
 _FORMAT = 1
 _MOST_BYTES = 1 << 20
@@ -86,6 +88,8 @@ def folder_of(instance: Instance, name: str) -> Path:
 
 def write(folder: Path, snapshot: Snapshot, definition: Definition, instance: Instance) -> None:
     """Write both descriptions into ``folder``."""
+    # On which version of QEMU's board it ran is a fact of the memory, and not of the machine.
+    definition = replace(definition, machine=replace(definition.machine, platform=None))
     write_file(folder / "machine.toml", machine_toml.serialise(definition, instance.folder), mode=0o600)
     write_file(folder / "snapshot.toml", serialise(snapshot), mode=0o600)
 

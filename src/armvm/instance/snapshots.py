@@ -18,7 +18,7 @@ from armvm.atomic import replacing, sync_folder, write_file
 from armvm.errors import ArmvmError, InputError, OutputError, UsageError
 from armvm.instance import events, snapshot_file
 from armvm.instance.definition import Definition
-from armvm.instance.snapshot_file import DELETING, MAKING, RESTORING, VARIABLES, Snapshot, folder_of
+from armvm.instance.snapshot_file import DELETING, MAKING, RESTORING, TPM, VARIABLES, Snapshot, folder_of
 from armvm.instance.store import Instance
 from armvm.machine.definition import DiskDevice, Writes, disk_names
 from armvm.printable import printable
@@ -27,6 +27,7 @@ from armvm.process import run
 _SECONDS = 3600.0
 _CHUNK_BYTES = 1 << 16
 _MOST_SNAPSHOTS = 4096
+_MOST_TPM_FILES = 64
 _MOST_COMMENT = 1000
 
 
@@ -226,10 +227,13 @@ def begin(instance: Instance, name: str, definition: Definition, *, comment: str
 
 
 def copy_variables(instance: Instance, definition: Definition, name: str) -> None:
-    """Put the variable store as it is now into the snapshot that is being made."""
+    """Put the variable store, and the TPM's state, as they are now into the snapshot that is being made."""
     variables = definition.machine.variables
+    folder = instance.snapshots / f".{name}{MAKING}"
     if variables is not None:
-        _copy(variables.path, instance.snapshots / f".{name}{MAKING}" / VARIABLES)
+        _copy(variables.path, folder / VARIABLES)
+        if definition.machine.tpm:
+            _copy_folder(variables.path.parent / TPM, folder / TPM)
 
 
 def commit(instance: Instance, snapshot: Snapshot, definition: Definition) -> None:
@@ -262,6 +266,8 @@ def go_back(instance: Instance, name: str) -> None:
             _inside(disk.path, "-a", name)
     if definition.machine.variables is not None:
         _copy(folder / VARIABLES, definition.machine.variables.path)
+        if definition.machine.tpm:
+            _copy_folder(folder / TPM, definition.machine.variables.path.parent / TPM)
     instance.save(definition)
     arrived(instance)
 
@@ -350,6 +356,21 @@ def _rename(folder: Path, to: Path) -> None:
         sync_folder(to.parent)
     except OSError as error:
         raise OutputError(f"cannot rename {folder} to {to.name}: {error.strerror}") from error
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Make ``target`` hold the plain files of ``source``, which are few and small, and nothing else."""
+    try:
+        wanted = [path for path in source.iterdir() if path.is_file()] if source.is_dir() else []
+        if len(wanted) > _MOST_TPM_FILES:
+            raise InputError(f"more than {_MOST_TPM_FILES} files of a TPM", subject=str(source))
+        target.mkdir(mode=0o700, exist_ok=True)
+        for path in wanted:
+            _copy(path, target / path.name)
+        for path in set(target.iterdir()) - {target / path.name for path in wanted}:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot copy {source} to {target}: {error.strerror}") from error
 
 
 def _copy(source: Path, target: Path) -> None:

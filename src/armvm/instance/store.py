@@ -135,7 +135,7 @@ class Instance:
     def _settle(self) -> None:
         """Finish what a snapshot was at when its QEMU ended: whoever held the lock may have let go in order."""
         with suppress(OSError):
-            if any(entry.name.startswith(".") for entry in os.scandir(self.snapshots)):
+            if any(name.startswith(".") for name in os.listdir(self.snapshots)):  # noqa: PTH208 - names alone
                 from armvm.instance.snapshots import settle
 
                 settle(self)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armvm.errors import InputError
+from armvm.errors import InputError, UsageError
 from armvm.instance.lock import HolderKind
 from armvm.instance.store import Instance, every
+from armvm.units import parse_size
 
 MOST_DESCRIPTION_BYTES = 1 << 20
 """A machine.toml that is longer is none."""
@@ -136,16 +137,39 @@ def _parsed(instance: Instance, status: Status, fields: dict[str, Any]) -> Summa
             instance,
             status,
             str(fields["state"]),
-            int(fields["vcpus"]),
-            int(fields["memory_bytes"]),
+            int(fields["vcpus"]) if "vcpus" in fields else _default_vcpus(),
+            _memory(fields),
             tuple(instance.folder / str(disk["path"]) for disk in disks),
             tuple(_images(instance.folder, disks)),
-            tuple((int(host), int(guest)) for nic in fields.get("nics", []) for host, guest in nic.get("forwards", [])),
+            tuple(_forward(one) for nic in fields.get("nics", []) for one in nic.get("forwards", [])),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise InputError(
             f"a broken description of a machine: {type(error).__name__} {error}", subject=str(instance.description)
         ) from error
+
+
+def _memory(fields: dict[str, Any]) -> int:
+    """Its memory in bytes: a number, or a text such as 2GiB."""
+    value = fields.get("memory", fields.get("memory_bytes"))
+    if value is None:
+        from armvm.execution import ExecutionState
+        from armvm.machine.definition import DEFAULT_MEMORY_BYTES
+
+        return DEFAULT_MEMORY_BYTES[ExecutionState(fields["state"])]
+    return parse_size(value) if isinstance(value, str) else int(value)
+
+
+def _default_vcpus() -> int:
+    from armvm.machine.definition import DEFAULT_VCPUS  # only where it is needed: it is no small module
+
+    return DEFAULT_VCPUS
+
+
+def _forward(value: Any) -> tuple[int, int]:
+    """The ports of this host and of the guest: "2222:22" or [2222, 22]."""
+    host, guest = value.split(":") if isinstance(value, str) else value
+    return int(host), int(guest)
 
 
 def _images(folder: Path, disks: list[dict[str, Any]]) -> Iterator[Path]:

@@ -96,11 +96,11 @@ def test_a_full_disk_loses_lines_and_says_so(tmp_path: Path, monkeypatch: pytest
             return write(descriptor, data[:5])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     console.write("lost\n")
     console.write("lost too\n")
     assert console.lost_bytes == 5 + len("lost too\n")
-    monkeypatch.setattr(log.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     console.write("after\n")
     assert console.lost_bytes == 0
     console.close()

@@ -72,6 +72,8 @@ def test_how_it_is(image: Path) -> None:
         b"disks = [1]",
         b'disks = [{path = 1}]\nstate = "x"\nvcpus = "many"\nmemory_bytes = 1',
         b'disks = []\nstate = "x"\nvcpus = 1\nmemory_bytes = 1\nnics = [1]',
+        b'disks = []\nstate = "x"\nvcpus = 1\nmemory = "much"',
+        b'disks = []\nstate = "x"\nvcpus = 1',
         b'disks = []\nstate = "x"\nvcpus = 1\nmemory_bytes = 1\nnics = [{forwards = [[1]]}]',
         b"a = " + b"[" * 5000,
     ],
@@ -106,6 +108,16 @@ def test_who_stands_on_an_image(image: Path, tmp_path: Path) -> None:
     image.unlink()
     hard.unlink()
     assert dependants.of(image) == ("db", "web")
+
+
+def test_a_file_that_was_edited_by_hand(image: Path) -> None:
+    web = made("web", image)
+    web.description.write_text('state = "aarch32"\nnics = [{forwards = ["2222:22", [80, 81]]}]\ndisks = []\n')
+    summary = summarise(web)
+    assert (summary.vcpus, summary.memory_bytes, summary.ports) == (2, GIB, ((2222, 22), (80, 81)))
+    web.description.write_text('state = "aarch64"\nmemory = "768MiB"\nvcpus = 4\ndisks = []\n')
+    summary = summarise(web)
+    assert (summary.vcpus, summary.memory_bytes, summary.image) == (4, 768 * MIB, None)
 
 
 def test_nothing_is_made_by_looking() -> None:

@@ -29,13 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """A QEMU program of this host, and what it runs the guest's instructions with."""
+    """A QEMU program of this host, and what it runs the guest's instructions with.
+
+    ``uring``: a machine that is started paused, to have its memory loaded, reads its disks by io_uring. Memory is read
+    in thousands of small pieces, one after the other, and every one of them would wait for a thread to be scheduled.
+    """
 
     program: str
     accelerator: AcceleratorKind
     narrow: bool = False
     cpu: str | None = None
     sandbox: bool = sys.platform.startswith("linux")
+    uring: bool = sys.platform.startswith("linux")
 
     @property
     def name(self) -> str:
@@ -74,6 +79,7 @@ class Qemu:
             cpu=self.cpu,
             sandbox=self.sandbox,
             paused=paused,
+            uring=paused and self.uring,
             channels=channels,
         )
 
@@ -93,6 +99,8 @@ class Qemu:
         except MachineError as error:
             if self.sandbox and "sandbox" in error.output_tail:  # a QEMU that was built without seccomp
                 return replace(self, sandbox=False).start(machine, hold=hold, paused=paused)
+            if paused and self.uring and "io_uring" in error.output_tail:  # neither every kernel nor every QEMU has it
+                return replace(self, uring=False).start(machine, hold=hold, paused=paused)
             raise
 
     def _start_with_companions(self, machine: Machine, hold: Sequence[int], paused: bool) -> QemuSession:

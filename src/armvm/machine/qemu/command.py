@@ -104,12 +104,14 @@ def plan(
     narrow: bool = False,
     sandbox: bool = True,
     paused: bool = False,
+    uring: bool = False,
     channels: Channels | None = None,
 ) -> list[str]:
     """The argument list that makes QEMU's ``program`` be ``machine``.
 
-    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped. Without
-    ``channels`` the console is on standard input and output, with QEMU's monitor behind Ctrl-a.
+    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped, and
+    ``uring`` has disks read by io_uring, not by threads. Without ``channels`` the console is on standard input and
+    output, with QEMU's monitor behind Ctrl-a.
     """
     arguments = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     if sandbox:
@@ -133,7 +135,7 @@ def plan(
     ]
     arguments += _hotplug(machine)  # first, for devices that sit there from the start
     for index, (name, disk) in enumerate(zip(disk_names(machine), machine.disks, strict=True)):
-        arguments += _disk(machine, disk, name, index)
+        arguments += _disk(machine, disk, name, index, uring=uring)
     for index, (name, nic) in enumerate(zip(nic_names(machine), machine.nics, strict=True)):
         arguments += _nic(machine, nic, name, index, given)
     return arguments + extras(machine, given) + _console(machine, channels)
@@ -186,7 +188,7 @@ def _firmware(machine: Machine, channels: Channels | None) -> list[str]:
     return arguments
 
 
-def _disk(machine: Machine, disk: DiskDevice, name: str, index: int) -> list[str]:
+def _disk(machine: Machine, disk: DiskDevice, name: str, index: int, *, uring: bool) -> list[str]:
     guest_side = device_of_disk(disk, name, place=place_of_disk(machine, index)) | {"bootindex": index}
     if disk.writes is Writes.DISCARDED:
         # -blockdev has no snapshot=on: an overlay that QEMU unlinks as soon as it is open.
@@ -194,7 +196,10 @@ def _disk(machine: Machine, disk: DiskDevice, name: str, index: int) -> list[str
         host_side = ["-drive", f"if=none,id={name},{file_options(disk.path, disk.format)}{cache},snapshot=on"]
         guest_side["drive"] = name
     else:
-        host_side = ["-blockdev", "driver=" + option(blockdev_of(disk, name), first="driver")]
+        node = blockdev_of(disk, name)
+        if uring:
+            node["file"]["aio"] = "io_uring"
+        host_side = ["-blockdev", "driver=" + option(node, first="driver")]
     return [*host_side, "-device", option(guest_side, first="driver")]
 
 

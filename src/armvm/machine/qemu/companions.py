@@ -191,7 +191,7 @@ def start_companions(machine: Machine, names: tuple[str, ...]) -> Companions:
                 if isinstance(nic, BridgeNetwork):
                     beside.given[name] = open_tap(nic.bridge)
                 elif isinstance(nic, LinkNetwork):
-                    _prepare_link(nic)
+                    prepare_link(nic)
             _prepare_screen(machine, beside)
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
@@ -252,7 +252,7 @@ def _fuse_value(path: str) -> str:
     return path.replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _prepare_link(nic: LinkNetwork) -> None:
+def prepare_link(nic: LinkNetwork) -> None:
     """The link's folder, and nobody at our end of it: QEMU would take the place of another one silently."""
     nic.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     end = nic.folder / str(nic.end)

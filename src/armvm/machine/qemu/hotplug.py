@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from armvm.errors import MachineError
-from armvm.machine.devices import BridgeNetwork, DiskDevice, DiskInterface, Nic, UserNetwork, Writes
+from armvm.machine.devices import BridgeNetwork, DiskDevice, DiskInterface, LinkNetwork, Nic, UserNetwork, Writes
 from armvm.machine.qemu.bridges import open_tap
 from armvm.machine.qemu.devices import (
     SCSI_CONTROLLER,
@@ -91,6 +91,10 @@ def add_disk(session: QemuSession, disk: DiskDevice, name: str, *, place: Mappin
 
 def add_nic(session: QemuSession, nic: Nic, name: str, *, place: Mapping[str, Any]) -> None:
     """Add ``nic`` at ``place``. Raises MachineError, with all as before, when QEMU refuses."""
+    if isinstance(nic, LinkNetwork):
+        from armvm.machine.qemu.companions import prepare_link
+
+        prepare_link(nic)
     if isinstance(nic, BridgeNetwork):
         tap = f"{name}-tap"
         descriptor = open_tap(nic.bridge)
