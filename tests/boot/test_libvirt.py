@@ -18,7 +18,7 @@ import pytest
 from armvm.errors import MachineError, UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import find_firmware
-from armvm.machine.backend import DeviceGone, Ended, Ending, Session
+from armvm.machine.backend import DeviceGone, Ended, Ending, Event, Session
 from armvm.machine.backends import find_backend
 from armvm.machine.console import Conversation, Outcome
 from armvm.machine.console_text import Pattern
@@ -130,7 +130,7 @@ def test_somebody_else_may_end_the_domain(uri: str, image: Path) -> None:
     backend = find_backend("libvirt", ExecutionState.AARCH64, uri=uri)
     with backend.start(machine_of(image)) as session:
         virsh(uri, "destroy", *domains(uri))
-        events = []
+        events: list[Event] = []
         deadline = time.monotonic() + 30
         while not any(isinstance(event, Ended) for event in events):
             assert time.monotonic() < deadline
@@ -167,12 +167,12 @@ def test_the_qemu_command_that_libvirt_makes(uri: str, image: Path, tmp_path: Pa
         path.write_text(backend.describe(machine))
         return virsh(uri, "domxml-to-native", "qemu-argv", str(path)).replace("'", "")
 
-    plain = machine_of(image, disks=(DiskDevice(image, "raw", 4096, Writes.KEPT, serial="s1"),))
+    # Without a network card: libvirt 9.0 would open a tap device for what is only translated.
+    plain = machine_of(image, nics=(), disks=(DiskDevice(image, "raw", 4096, Writes.KEPT, serial="s1"),))
     line = translated(plain)
     assert "-no-acpi" in line or "acpi=off" in line
     assert '"logical_block_size":4096' in line
     assert "menu=on,splash-time=0" in line
-    assert '"romfile":""' in line
     line = translated(replace(plain, description=HardwareDescription.ACPI))
     assert "-no-acpi" not in line
     assert "acpi=off" not in line

@@ -90,6 +90,18 @@ class Session(Protocol):
         """Press the power button. What comes of it is the guest's choice."""
         ...
 
+    def end(self) -> None:
+        """End the VM at once, keeping what it has written to its disks. Ending twice is no error."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class ControlledSession(Session, Protocol):
+    """A running VM with everything that can be done to it from outside."""
+
     def reset(self) -> None:
         """Press the reset button. Raises MachineError when the hypervisor does not."""
         ...
@@ -108,14 +120,6 @@ class Session(Protocol):
     def kill(self) -> None:
         """End the VM as a power cut would: the guest is not asked, and nothing is flushed that it did not flush."""
         ...
-
-    def end(self) -> None:
-        """End the VM at once, keeping what it has written to its disks. Ending twice is no error."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Backend(Protocol):
@@ -138,7 +142,7 @@ class Backend(Protocol):
         """Why this hypervisor cannot be ``machine``, one sentence each."""
         ...
 
-    def start(self, machine: Machine, *, hold: Sequence[int] = ()) -> Session:
+    def start(self, machine: Machine, *, hold: Sequence[int] = ()) -> ControlledSession:
         """Start ``machine``. The VM keeps the descriptors ``hold`` (locks) open as long as it lives.
 
         Raises UsageError for a machine that cannot be, MissingError when the hypervisor is not there, MachineError

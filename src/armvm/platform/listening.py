@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Event, Session
+from armvm.machine.backend import ConsoleOutput, ControlledSession, DeviceGone, Ended, Event
 from armvm.probe.wire import Record, Run, Speaker, decode
 from armvm.units import MIB
 
@@ -22,7 +22,7 @@ _LOOK_SECONDS = 0.2
 class Ear:
     """Listens to a console, takes it for dead after a silence, and tells what the probes have said so far."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ControlledSession) -> None:
         self._session = session
         self.heard = bytearray()
         self.gone: set[str] = set()

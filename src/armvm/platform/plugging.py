@@ -12,7 +12,7 @@ from pathlib import Path
 
 from armvm.errors import MachineError
 from armvm.execution import ExecutionState
-from armvm.machine.backend import Session
+from armvm.machine.backend import ControlledSession
 from armvm.machine.definition import Bus, DiskDevice, DiskInterface, Machine, Nic, UserNetwork, Writes
 from armvm.platform.host import HotplugAttempt, HotplugKind, HotplugRecord
 from armvm.platform.listening import Ear
@@ -28,7 +28,7 @@ _SERIAL = "armvm-hotplug"
 _SUBSYSTEMS = {HotplugKind.BLOCK: "block", HotplugKind.NETWORK: "net"}
 
 
-def plug(session: Session, ear: Ear, machine: Machine, folder: Path) -> HotplugRecord:
+def plug(session: ControlledSession, ear: Ear, machine: Machine, folder: Path) -> HotplugRecord:
     """Add and remove what ``machine`` has room for, one after the other, and say what was done.
 
     ``folder`` takes the image of the disk that is added.
@@ -61,7 +61,7 @@ def plug(session: Session, ear: Ear, machine: Machine, folder: Path) -> HotplugR
 
 
 def _attempt(
-    session: Session, ear: Ear, device: DiskDevice | Nic, attempt: HotplugAttempt, *, seen_by_guest: bool = True
+    session: ControlledSession, ear: Ear, device: DiskDevice | Nic, attempt: HotplugAttempt, *, seen_by_guest: bool = True
 ) -> HotplugAttempt:
     try:
         session.attach(device)

@@ -104,8 +104,10 @@ def _body(source: Source, disk: str) -> str:
 
 
 def _forwards(machine: Machine) -> list[str]:
+    """The port forwards; that of the guest's ssh takes the place of the one that Vagrant makes by itself."""
     return [
         f"  config.vm.network 'forwarded_port', guest: {pair.guest_port}, host: {pair.host_port}, host_ip: '127.0.0.1'"
+        + (", id: 'ssh'" if pair.guest_port == 22 else "")
         for nic in machine.nics
         if isinstance(nic, UserNetwork)
         for pair in nic.forwards

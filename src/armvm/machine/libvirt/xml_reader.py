@@ -55,6 +55,6 @@ def parse_xml(content: bytes, *, subject: str) -> Element:
         raise InputError(
             f"no XML: {printable(expat.ErrorString(error.code))}", subject=f"{subject}, line {error.lineno}"
         ) from error
-    except ValueError as error:  # an encoding that Python cannot map
+    except (ValueError, LookupError) as error:  # an encoding that Python does not have
         raise InputError(f"no XML: {printable(str(error))}", subject=subject) from error
     return builder.close()
