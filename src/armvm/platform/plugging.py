@@ -61,7 +61,12 @@ def plug(session: ControlledSession, ear: Ear, machine: Machine, folder: Path) -
 
 
 def _attempt(
-    session: ControlledSession, ear: Ear, device: DiskDevice | Nic, attempt: HotplugAttempt, *, seen_by_guest: bool = True
+    session: ControlledSession,
+    ear: Ear,
+    device: DiskDevice | Nic,
+    attempt: HotplugAttempt,
+    *,
+    seen_by_guest: bool = True,
 ) -> HotplugAttempt:
     try:
         session.attach(device)
