@@ -1,4 +1,4 @@
-"""The life of a kept Debian as a user would script it; every step is also cut off by a kill -9 of QEMU in its middle."""
+"""The life of a kept Debian as a user scripts it; every step is also cut off by a kill -9 of QEMU in its middle."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ _VERSION_OPTION: dict[str, str | None] = {
     "ssh": "-V",
     "ssh-keygen": None,
     "openssl": "version",
+    "qemu-bridge-helper": None,
 }
 _ROOT = Path("/")
 

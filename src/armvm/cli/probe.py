@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=f"examples:\n{_RUN_EXAMPLES}",
         parents=[common_options()],
     )
-    add_machine_arguments(running)
+    add_machine_arguments(running, devices=False)
     _add_run_arguments(running)
     add_report_arguments(running)
     running.set_defaults(action=_run)

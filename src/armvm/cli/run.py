@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.instances_option import add_instances_option, require_no_instances
-from armvm.cli.machine_options import add_host_arguments, add_machine_arguments, backend, chosen
+from armvm.cli.machine_options import (
+    add_host_arguments,
+    add_machine_arguments,
+    backend,
+    chosen,
+    defined_image,
+    machine_of,
+)
 from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, Machine, Writes, problems, require_sound
+from armvm.machine.definition import Console, DiskDevice, Machine, Writes, problems, require_sound
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
@@ -43,12 +50,14 @@ EXAMPLES = """\
   armvm run disk.raw --until 'login:' --timeout 300         does it boot? for scripts
   armvm run disk.raw --name web --forward 2222:22           keep it; next time: armvm run --name web
   armvm run disk.raw --arch aarch32 --gic 2 --bus mmio      another conforming machine
+  armvm run disk.raw --disk data.qcow2,serial=DATA --share ~/work:work,ro --tpm --rng
   armvm run disk.raw --backend libvirt                      by libvirt instead of QEMU itself
   armvm run disk.raw --print-command                        the QEMU command, to be pasted"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
+    parser.usage = "%(prog)s [OPTION…] [IMAGE]"
     parser.add_argument("image", metavar="IMAGE", nargs="?", type=Path, help="the disk image; not for a kept instance")
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
@@ -95,6 +104,8 @@ class _Plan:
 def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     hold: tuple[int, ...] = ()
     log = None
+    if options.image is None and (options.name is None or not _is_there(options.name)):
+        options.image = defined_image(options)
     if options.name is not None:
         machine, hold, log = _from_instance(options, stack)
     elif options.image is None:
@@ -109,6 +120,12 @@ def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     return _Plan(machine, _backend_for(machine, options), hold, log)
 
 
+def _is_there(name: str) -> bool:
+    from armvm.instance.store import find
+
+    return find(name).exists
+
+
 def _backend_for(machine: Machine, options: argparse.Namespace) -> Backend:
     """The hypervisor that ``machine`` is to run on. Raises UsageError when it cannot be that machine."""
     found = backend(options, machine.state)
@@ -119,7 +136,6 @@ def _backend_for(machine: Machine, options: argparse.Namespace) -> Backend:
 def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machine, Disk]:
     """The machine that boots the image itself, and the image as a disk."""
     from armvm.disk.detect import open_disk
-    from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
     if options.arch:
@@ -128,17 +144,8 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
         from armvm.image.contents import bootable_state
 
         state = bootable_state(disk)
-    machine = Machine(
-        state=state,
-        firmware=find_firmware(state, override=options.firmware),
-        disks=(
-            DiskDevice(
-                options.image, disk.format, disk.sector_size, Writes.KEPT if options.writable else Writes.DISCARDED
-            ),
-        ),
-        memory_bytes=DEFAULT_MEMORY_BYTES[state],
-    )
-    return replace(machine, **chosen(options)), disk
+    writes = Writes.KEPT if options.writable else Writes.DISCARDED
+    return machine_of(options, state, DiskDevice(options.image, disk.format, disk.sector_size, writes)), disk
 
 
 def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
@@ -166,7 +173,8 @@ def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machi
         from armvm.firmware.discovery import find_firmware
 
         machine = replace(machine, firmware=find_firmware(machine.state, override=options.firmware))
-    return replace(machine, **chosen(options)), hold, log
+    fields = chosen(options)
+    return replace(machine, disks=(*machine.disks, *fields.pop("disks", ())), **fields), hold, log
 
 
 def _require_image(instance: Instance, path: Path) -> None:
@@ -204,6 +212,8 @@ def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack:
     if options.verbose:
         _notice(options, _command(plan))
     session = stack.enter_context(plan.backend.start(plan.machine, hold=plan.hold))
+    if plan.machine.graphics is not None:
+        _notice(options, f"the screen: {_screen_address(plan.machine)}")
     with ExitStack() as terminal:
         if interactive:
             _notice(options, "Ctrl-] powers the guest off")
@@ -222,6 +232,16 @@ def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack:
         power_off(session, sinks=sinks)
     session.end()
     _judge(outcome, conversation, plan, options)
+
+
+def _screen_address(machine: Machine) -> str:
+    """What a VNC viewer is told."""
+    from armvm.machine.qemu.extras import screen_socket
+
+    socket = screen_socket(machine)
+    if socket is not None:
+        return f"VNC on {socket}"
+    return f"VNC on 127.0.0.1:{machine.graphics.port if machine.graphics else ''}"
 
 
 def _judge(outcome: Outcome, conversation: Conversation, plan: _Plan, options: argparse.Namespace) -> None:

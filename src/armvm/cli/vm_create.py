@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.action import Action
-from armvm.cli.machine_options import add_machine_arguments, chosen
+from armvm.cli.machine_options import add_machine_arguments, chosen, defined_image, machine_of
 from armvm.errors import InputError, UsageError
 from armvm.units import parse_size
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from armvm.instance.cloud_init import CloudInit
     from armvm.instance.create import Progress, Storage
     from armvm.instance.definition import Definition
+    from armvm.instance.store import Instance
     from armvm.machine.definition import Machine
 
 _MOST_FILE_BYTES = 4 << 20
@@ -26,7 +27,12 @@ _MOST_FILE_BYTES = 4 << 20
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the name of the instance")
-    parser.add_argument("image", metavar="IMAGE", help="the disk image; with --copy also a URL or a compressed one")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        nargs="?",
+        help="the disk image; with --copy also a URL or a compressed one (default: the first disk of --define)",
+    )
     disk = parser.add_argument_group("its disk")
     storage = disk.add_mutually_exclusive_group()
     storage.add_argument("--copy", action="store_true", help="a whole copy of the image, which is not needed any more")
@@ -74,6 +80,10 @@ def _execute(options: argparse.Namespace) -> int:
     from armvm.instance.store import find
 
     instance = find(options.name)
+    if options.image is None:
+        options.image = defined_image(options)
+        if options.image is None:
+            raise UsageError("which image?", hint=f"armvm vm create {options.name} IMAGE")
     if instance.exists:
         raise UsageError(f"instance {instance.name} is there already", hint="armvm vm delete takes it away")
     wishes = Wishes(
@@ -86,6 +96,7 @@ def _execute(options: argparse.Namespace) -> int:
     with steps(quiet=options.quiet) as progress, ExitStack() as stack:
         disk = stack.enter_context(_open(options, progress))
         machine, ssh = _machine(options, disk)
+        _require_possible(machine, instance)
         definition = create(
             instance, machine, disk, firmware_file=firmware_file, wishes=wishes, ssh=ssh, progress=progress
         )
@@ -119,30 +130,35 @@ def _open(options: argparse.Namespace, progress: Progress) -> BaseDisk:
 def _machine(options: argparse.Namespace, disk: BaseDisk) -> tuple[Machine, bool]:
     """The machine that boots the image as the options have it, and whether a port is to be found for its ssh server."""
     from armvm.execution import ExecutionState
-    from armvm.instance.planning import kept_machine
+    from armvm.image.contents import bootable_state
+    from armvm.instance.planning import lived_with
+    from armvm.machine.definition import DiskDevice, Writes
 
-    machine = kept_machine(
-        disk,
-        Path(options.image),
-        state=ExecutionState(options.arch) if options.arch else None,
-        firmware_file=options.firmware,
-        fields=chosen(options),
-    )
+    state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
+    boot_disk = DiskDevice(Path(options.image), disk.format, disk.sector_size, Writes.KEPT)
+    machine = lived_with(machine_of(options, state, boot_disk), given=chosen(options))
     if options.ssh_port not in {"auto", "none"}:
-        machine = _with_ssh(machine, _port(options.ssh_port))
+        machine = _with_ssh_port(machine, _port(options.ssh_port))
     return machine, options.ssh_port == "auto"
 
 
-def _with_ssh(machine: Machine, port: int) -> Machine:
-    """The machine with a port of this host that leads to its ssh server."""
-    from armvm.machine.definition import PortForward, UserNetwork, problems, require_sound
+def _require_possible(machine: Machine, instance: Instance) -> None:
+    """Raise UsageError when the machine cannot be, or not on this host: nothing is made that could not be run."""
+    from armvm.machine.definition import VariablesFile, problems, require_sound
+    from armvm.machine.qemu.backend import find_qemu
+
+    kept = replace(machine, variables=VariablesFile(instance.variables, "qcow2"))
+    require_sound(problems(kept) + find_qemu(machine.state).problems(kept))
+
+
+def _with_ssh_port(machine: Machine, port: int) -> Machine:
+    """``machine``, with this port of the host leading to the guest's ssh server."""
+    from armvm.machine.definition import PortForward, UserNetwork
 
     for index, nic in enumerate(machine.nics):
         if isinstance(nic, UserNetwork):
             reached = replace(nic, forwards=(*nic.forwards, PortForward(port, 22)))
-            machine = replace(machine, nics=(*machine.nics[:index], reached, *machine.nics[index + 1 :]))
-            require_sound(problems(machine))
-            return machine
+            return replace(machine, nics=(*machine.nics[:index], reached, *machine.nics[index + 1 :]))
     raise UsageError("--ssh-port needs a user network")
 
 

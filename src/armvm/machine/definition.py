@@ -180,8 +180,7 @@ def problems(machine: Machine) -> tuple[str, ...]:
 def _secure_boot_problems(machine: Machine) -> list[str]:
     if machine.state is ExecutionState.AARCH32:
         return [
-            "Secure Boot on an AArch32 machine: no firmware for it comes with keys; leave secure_boot out, and enroll"
-            " keys of your own (armvm vars enroll)"
+            "Secure Boot on an AArch32 machine: no firmware has keys for it; leave secure_boot out, and enroll own ones"
         ]
     if not machine.firmware.enforces_secure_boot:
         name = printable(machine.firmware.code.name)
