@@ -24,7 +24,7 @@ def export(source: Source) -> Exported:
         raise UsageError(f"no name for a Xen domain: {source.name!r}")
     warnings = (
         *adapted.changes,
-        f"{_FIRMWARE} is EDK2's ArmVirtXen build, put there by you (`armvm lab` makes one); QEMU's firmware will not do",
+        f"{_FIRMWARE} is EDK2's ArmVirtXen build, put there by you (`armvm lab` makes one); not QEMU's firmware",
     )
     text = xen.render(adapted.machine, name=source.name)
     return Exported(comment_lines(("made by armvm vm export", *warnings)) + text, warnings)
