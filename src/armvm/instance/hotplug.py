@@ -233,7 +233,7 @@ def _taken_in(running: Running, device: DiskDevice | Nic, seconds: float) -> Gen
 
     try:
         there = yield from until(reached, seconds)
-    except BaseException:
+    except Exception:
         yield from _out_again(running, device)
         raise
     if there:
