@@ -20,6 +20,8 @@ from armvm.packages import install_command
 from armvm.printable import printable
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_LIBEXEC = "/usr/libexec:/usr/libexec/qemu:/usr/lib/qemu:/usr/lib"
+"""Where programs stand that only programs run: virtiofsd, qemu-bridge-helper."""
 _KEPT_LINES = 2000
 _LINE_BYTES = 4096
 _LISTENING_SECONDS = 5.0
@@ -48,8 +50,8 @@ class Completed:
 
 
 def find_program(name: str) -> str | None:
-    """The path of an installed program, also where the user's PATH lacks the sbin folders; None when it is absent."""
-    return shutil.which(name) or shutil.which(name, path=_SBIN)
+    """The path of an installed program, also where the user's PATH lacks its folder; None when it is absent."""
+    return shutil.which(name) or shutil.which(name, path=_SBIN) or shutil.which(name, path=_LIBEXEC)
 
 
 def require_program(name: str) -> str:

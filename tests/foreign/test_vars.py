@@ -87,6 +87,7 @@ def test_microsofts_keys_are_the_shipped_ones(web: Instance) -> None:
         assert find_database(ours, name) == find_database(shipped, name)
 
 
+@pytest.mark.slow
 def test_what_red_hats_keys_make_of_a_store_we_list(web: Instance, tmp_path: Path) -> None:
     """virt-fw-vars enrols, we read; we edit, virt-fw-vars reads the same keys."""
     enrolled = tmp_path / "enrolled.fd"

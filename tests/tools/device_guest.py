@@ -1,4 +1,4 @@
-"""A Linux guest that is asked what devices it sees: Debian's kernel with the drivers, BusyBox, a shell on the console."""
+"""A Linux guest that is asked what devices it sees: Debian's kernel and drivers, BusyBox, a shell on the console."""
 
 from __future__ import annotations
 
@@ -27,22 +27,7 @@ _DRIVERS = (
     *("virtio_rng", "virtio_balloon", "9pnet_virtio", "9p", "virtiofs", "i6300esb", "tpm_tis", "virtio_gpu"),
     *("xhci_pci", "hid_generic", "usbhid", "evdev", "af_packet"),
 )
-_APPLETS = (
-    "sh",
-    "cat",
-    "echo",
-    "insmod",
-    "ip",
-    "ls",
-    "mkdir",
-    "mount",
-    "poweroff",
-    "sleep",
-    "grep",
-    "head",
-    "dd",
-    "nc",
-)
+_APPLETS = ("sh", "cat", "echo", "insmod", "ip", "ls", "mkdir", "mount", "poweroff", "sleep", "grep", "head", "dmesg")
 _INIT = """\
 #!/bin/sh
 mount -t devtmpfs devtmpfs /dev
@@ -102,7 +87,7 @@ class DeviceGuest:
                 if isinstance(event, ConsoleOutput):
                     self.said += event.data.decode(errors="replace").replace("\r", "")
                 elif isinstance(event, Ended):
-                    raise MachineError(f"the machine ended ({event.ending}), having said {self.said[-2000:]}")
+                    raise MachineError(f"the machine ended ({event}), having said {self.said[-2000:]}")
         before, _, self.said = self.said.partition(word)
         return before
 

@@ -85,6 +85,8 @@ class FakeQemu:
             state = "running" if self.running else "io-error"
             self.say({"return": {"status": state, "running": self.running}, "id": number})
             return
+        if name == "device_del":
+            self.event("DEVICE_DELETED", device="it")  # before the answer, as QEMU may
         self.say({"return": {}, "id": number})
         if name == "cont":
             self.running = True

@@ -10,7 +10,7 @@ from pathlib import Path
 from armvm.cli.options import Parser, common_options
 
 DESCRIPTION = """\
-Reads and edits the UEFI variables of a kept instance (armvm run IMAGE --name NAME). It must not be running.
+Reads and edits the UEFI variables of a kept instance (armvm vm create). It must not be running.
 
 NAME is a variable's name, where needed with its vendor: Timeout, db, shim:MokList, GUID:NAME, or NAME-GUID.
 Every edit is one: all of it is checked first, and then done whole or not at all."""

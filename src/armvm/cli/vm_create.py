@@ -7,10 +7,10 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from armvm.cli.action import Action
-from armvm.cli.machine_options import add_machine_arguments, chosen
+from armvm.cli.machine_options import add_machine_arguments, chosen, defined_image, machine_of
 from armvm.errors import InputError, UsageError
 from armvm.units import parse_size
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
     from armvm.instance.cloud_init import CloudInit
     from armvm.instance.create import Progress, Storage
     from armvm.instance.definition import Definition
+    from armvm.instance.store import Instance
     from armvm.machine.definition import Machine
 
-_HOTPLUG_PORTS = 4
 _MOST_FILE_BYTES = 4 << 20
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the name of the instance")
-    parser.add_argument("image", metavar="IMAGE", help="the disk image; with --copy also a URL or a compressed one")
+    parser.add_argument(
+        "image",
+        metavar="IMAGE",
+        nargs="?",
+        help="the disk image; with --copy also a URL or a compressed one (default: the first disk of --define)",
+    )
     disk = parser.add_argument_group("its disk")
     storage = disk.add_mutually_exclusive_group()
     storage.add_argument("--copy", action="store_true", help="a whole copy of the image, which is not needed any more")
@@ -75,6 +80,10 @@ def _execute(options: argparse.Namespace) -> int:
     from armvm.instance.store import find
 
     instance = find(options.name)
+    if options.image is None:
+        options.image = defined_image(options)
+        if options.image is None:
+            raise UsageError("which image?", hint=f"armvm vm create {options.name} IMAGE")
     if instance.exists:
         raise UsageError(f"instance {instance.name} is there already", hint="armvm vm delete takes it away")
     wishes = Wishes(
@@ -87,6 +96,7 @@ def _execute(options: argparse.Namespace) -> int:
     with steps(quiet=options.quiet) as progress, ExitStack() as stack:
         disk = stack.enter_context(_open(options, progress))
         machine, ssh = _machine(options, disk)
+        _require_possible(machine, instance)
         definition = create(
             instance, machine, disk, firmware_file=firmware_file, wishes=wishes, ssh=ssh, progress=progress
         )
@@ -119,46 +129,37 @@ def _open(options: argparse.Namespace, progress: Progress) -> BaseDisk:
 
 def _machine(options: argparse.Namespace, disk: BaseDisk) -> tuple[Machine, bool]:
     """The machine that boots the image as the options have it, and whether a port is to be found for its ssh server."""
-    from armvm.cli.run import bootable_state
     from armvm.execution import ExecutionState
-    from armvm.firmware.discovery import find_firmware
-    from armvm.machine.definition import (
-        DEFAULT_MEMORY_BYTES,
-        Bus,
-        DiskDevice,
-        Machine,
-        PortForward,
-        UserNetwork,
-        Writes,
-        problems,
-        require_sound,
-    )
-    from armvm.machine.qemu.backend import find_qemu
+    from armvm.image.contents import bootable_state
+    from armvm.instance.planning import lived_with
+    from armvm.machine.definition import DiskDevice, Writes
 
     state = ExecutionState(options.arch) if options.arch else bootable_state(disk)
-    fields: dict[str, Any] = {"rng": True, "guest_agent": True, "hotplug_ports": _HOTPLUG_PORTS, **chosen(options)}
-    if fields.get("bus") is Bus.MMIO:
-        fields["hotplug_ports"] = 0
-    machine = Machine(
-        state=state,
-        firmware=find_firmware(state, override=options.firmware),
-        disks=(DiskDevice(Path(options.image), disk.format, disk.sector_size, Writes.KEPT),),
-        memory_bytes=DEFAULT_MEMORY_BYTES[state],
-    )
-    more = fields.pop("disks", ())
-    machine = replace(machine, disks=(*machine.disks, *more), **fields)
+    boot_disk = DiskDevice(Path(options.image), disk.format, disk.sector_size, Writes.KEPT)
+    machine = lived_with(machine_of(options, state, boot_disk), given=chosen(options))
     if options.ssh_port not in {"auto", "none"}:
-        forward = PortForward(_port(options.ssh_port), 22)
-        index = next((i for i, nic in enumerate(machine.nics) if isinstance(nic, UserNetwork)), None)
-        if index is None:
-            raise UsageError("--ssh-port needs a user network")
-        nic = machine.nics[index]
-        assert isinstance(nic, UserNetwork)  # noqa: S101 - as was asked above
-        nics = list(machine.nics)
-        nics[index] = replace(nic, forwards=(*nic.forwards, forward))
-        machine = replace(machine, nics=tuple(nics))
-    require_sound(problems(machine) + find_qemu(state).problems(machine))
+        machine = _with_ssh_port(machine, _port(options.ssh_port))
     return machine, options.ssh_port == "auto"
+
+
+def _require_possible(machine: Machine, instance: Instance) -> None:
+    """Raise UsageError when the machine cannot be, or not on this host: nothing is made that could not be run."""
+    from armvm.machine.definition import VariablesFile, problems, require_sound
+    from armvm.machine.qemu.backend import find_qemu
+
+    kept = replace(machine, variables=VariablesFile(instance.variables, "qcow2"))
+    require_sound(problems(kept) + find_qemu(machine.state).problems(kept))
+
+
+def _with_ssh_port(machine: Machine, port: int) -> Machine:
+    """``machine``, with this port of the host leading to the guest's ssh server."""
+    from armvm.machine.definition import PortForward, UserNetwork
+
+    for index, nic in enumerate(machine.nics):
+        if isinstance(nic, UserNetwork):
+            reached = replace(nic, forwards=(*nic.forwards, PortForward(port, 22)))
+            return replace(machine, nics=(*machine.nics[:index], reached, *machine.nics[index + 1 :]))
+    raise UsageError("--ssh-port needs a user network")
 
 
 def _port(text: str) -> int:

@@ -16,7 +16,6 @@ from armvm.printable import printable
 
 if TYPE_CHECKING:
     from armvm.instance.attachment import Attachment
-    from armvm.instance.store import Instance
     from armvm.machine.devices import DiskDevice, Nic, PortForward
 
 _ATTACH = """\
@@ -47,8 +46,6 @@ _DETACH_EXAMPLES = """\
   armvm vm detach web data
   armvm vm detach web data --persist --delete      its image in the instance's folder is deleted too"""
 
-_MARGIN_SECONDS = 60.0
-
 
 def _attach_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instance", metavar="INSTANCE", help="the instance")
@@ -76,40 +73,27 @@ def _common(parser: argparse.ArgumentParser, persist: str) -> None:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from armvm.instance import attachment, client, hotplug
+    from armvm.instance import change
     from armvm.instance.store import find
 
     instance = find(options.instance)
     instance.require()
-    wanted = _wanted(options)
-    if _runs(instance):
-        request = {"do": "attach", **attachment.serialise(wanted)}
-        result = client.ask(instance, request, timeout_seconds=options.timeout + _MARGIN_SECONDS)
-    else:
-        with instance.locked():
-            result = hotplug.told(hotplug.attach_stopped(instance, wanted))
+    result = change.attach(instance, _wanted(options))
     _say(options, result, f"attached {_described(result)}")
     return 0
 
 
 def _detach(options: argparse.Namespace) -> int:
-    from armvm.instance import client, hotplug
+    from armvm.instance import change
     from armvm.instance.store import find
 
-    instance = find(options.instance)
-    instance.require()
-    if _runs(instance):
-        request = {
-            "do": "detach",
-            "name": options.device,
-            "persist": options.persist,
-            "delete": options.delete,
-            "timeout": options.timeout,
-        }
-        result = client.ask(instance, request, timeout_seconds=options.timeout * 2 + _MARGIN_SECONDS)
-    else:
-        with instance.locked():
-            result = hotplug.told(hotplug.detach_stopped(instance, options.device, delete=options.delete))
+    result = change.detach(
+        find(options.instance),
+        options.device,
+        persist=options.persist,
+        delete=options.delete,
+        timeout_seconds=options.timeout,
+    )
     kept = f"; its image is kept: {printable(str(result['path']))}" if result.get("path") else ""
     again = "; it is there again at the next start (--persist)" if result.get("returns") else ""
     _say(options, result, f"detached {_described(result)}{kept}{again}")
@@ -127,12 +111,6 @@ def _say(options: argparse.Namespace, result: Mapping[str, Any], line: str) -> N
         print(json.dumps({"schema": "armvm.device/1", **result}, indent=2))
     elif not options.quiet:
         print(line)
-
-
-def _runs(instance: Instance) -> bool:
-    from armvm.instance import control
-
-    return control.status(instance).state in {control.State.RUNNING, control.State.PAUSED, control.State.STARTING}
 
 
 def _wanted(options: argparse.Namespace) -> Attachment:

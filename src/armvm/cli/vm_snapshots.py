@@ -40,8 +40,6 @@ _RESTORE_EXAMPLES = """\
   armvm vm restore web clean --yes && armvm vm start web
   armvm vm start web --from clean"""
 
-_SECONDS = 3600.0
-
 
 def _snapshot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instance", metavar="INSTANCE", help="the instance")
@@ -76,18 +74,11 @@ def _execute(options: argparse.Namespace) -> int:
 
 
 def _make(instance: Instance, options: argparse.Namespace) -> int:
-    from armvm.instance import client, snapshots
-    from armvm.instance.snapshot_file import require_name
+    from armvm.instance import change
     from armvm.units import format_size
 
     name = options.snapshot
-    require_name(name)
-    if _runs(instance):
-        client.ask(instance, {"do": "snapshot", "name": name, "comment": options.comment}, timeout_seconds=_SECONDS)
-    else:
-        with instance.locked():
-            snapshots.take(instance, name, comment=options.comment)
-    made = snapshots.find(instance, name)
+    made = change.snapshot(instance, name, comment=options.comment)
     if options.json:
         print(json.dumps(_told(instance, (made,)), indent=2))
     elif not options.quiet:
@@ -116,13 +107,9 @@ def _list(instance: Instance, options: argparse.Namespace) -> int:
 
 
 def _delete(instance: Instance, options: argparse.Namespace) -> int:
-    from armvm.instance import client, snapshots
+    from armvm.instance import change, snapshots
 
-    if _runs(instance):
-        client.ask(instance, {"do": "delete-snapshot", "name": options.delete}, timeout_seconds=_SECONDS)
-    else:
-        with instance.locked():
-            snapshots.delete(instance, options.delete)
+    change.delete_snapshot(instance, options.delete)
     if options.json:
         print(json.dumps(_told(instance, snapshots.every(instance)), indent=2))
     elif not options.quiet:
@@ -131,20 +118,15 @@ def _delete(instance: Instance, options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from armvm.instance import client, snapshots
+    from armvm.instance import change, snapshots
     from armvm.instance.store import find
 
     instance = find(options.instance)
     instance.require()
     snapshot = snapshots.find(instance, options.snapshot)
-    runs = _runs(instance)
     if not options.yes:
         _ask(instance, snapshot)
-    if runs:
-        client.ask(instance, {"do": "restore", "name": snapshot.name}, timeout_seconds=_SECONDS)
-    else:
-        with instance.locked():
-            snapshots.restore(instance, snapshot.name)
+    runs = change.restore(instance, snapshot.name)
     if not options.quiet:
         print(f"{instance.name} {'goes on' if runs else 'is'} as it was at {snapshot.name}")
     return 0
@@ -158,12 +140,6 @@ def _ask(instance: Instance, snapshot: Snapshot) -> None:
     print("go back? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise UsageError("nothing was changed")
-
-
-def _runs(instance: Instance) -> bool:
-    from armvm.instance import control
-
-    return control.status(instance).state in {control.State.RUNNING, control.State.PAUSED, control.State.STARTING}
 
 
 def _told(instance: Instance, found: tuple[Snapshot, ...]) -> dict[str, object]:

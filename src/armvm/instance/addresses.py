@@ -17,6 +17,8 @@ SSH_PORT = 22
 _FIRST, _END = 20000, 30000
 """Below the ports that systems give to outgoing connections, whichever they are (Linux 32768, IANA 49152)."""
 _TRIES = 200
+_VSOCK = (1 << 16, 1 << 31)
+"""Context ids that nobody chooses by hand (vsock(7)); two machines of one host by chance have the same hardly ever."""
 
 
 def new_mac() -> str:
@@ -54,7 +56,7 @@ def addressed(machine: Machine, *, ssh: bool = False) -> Machine:
 
 
 def readdressed(machine: Machine) -> Machine:
-    """``machine`` with other addresses, and other ports of this host, so that it can run beside the one that it was."""
+    """``machine`` with other addresses, ports of this host and sockets: it can run beside the one that it was."""
     taken = claimed_ports()
     nics = []
     for nic in machine.nics:
@@ -67,7 +69,11 @@ def readdressed(machine: Machine) -> Machine:
                 forwards.append(replace(forward, host_port=port))
             other = replace(other, forwards=tuple(forwards))
         nics.append(other)
-    return replace(machine, nics=tuple(nics))
+    graphics = machine.graphics
+    if graphics is not None:
+        graphics = replace(graphics, socket=None, port=None if graphics.port is None else free_port(taken))
+    cid = None if machine.vsock_cid is None else random.randrange(*_VSOCK)  # noqa: S311 - no secret
+    return replace(machine, nics=tuple(nics), graphics=graphics, vsock_cid=cid)
 
 
 def ssh_port(machine: Machine) -> int | None:

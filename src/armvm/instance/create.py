@@ -148,11 +148,11 @@ def _fill(
     from armvm.disk.qcow2_write import write_qcow2
     from armvm.disk.storage import MemoryDisk
     from armvm.firmware.variables import FLASH_SIZE_BYTES
-    from armvm.firmware.varstore import new_instance_store
+    from armvm.instance.variables import new_store
 
     _write_disk(beside, definition, disk, wishes, progress)
     with replacing(beside.variables, mode=0o600) as file:
-        write_qcow2(file, ComposedDisk("variables", FLASH_SIZE_BYTES, [(0, MemoryDisk(new_instance_store()))]))
+        write_qcow2(file, ComposedDisk("variables", FLASH_SIZE_BYTES, [(0, MemoryDisk(new_store(definition.machine)))]))
     if wishes.cloud_init is not None:
         definition = _write_seed(beside, definition, wishes.cloud_init)
     write_file(beside.description, machine_toml.serialise(definition, folder), mode=0o600)

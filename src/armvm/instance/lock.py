@@ -241,7 +241,8 @@ def _take(descriptor: int, what: str, wait_seconds: float) -> None:
             return
         now = _read(descriptor)
         if now is not None and now.kind is HolderKind.MACHINE and now.alive is not False:
-            raise BusyError(f"{what} is running, in use by {now}", hint="stop it first: armvm vm stop NAME")
+            hint = f"stop it first: armvm vm stop {what.rpartition(' ')[2]}"
+            raise BusyError(f"{what} is running, in use by {now}", hint=hint)
         if time.monotonic() >= deadline:
             raise BusyError(f"{what} is in use by {now or 'another process'}")
         time.sleep(pause)

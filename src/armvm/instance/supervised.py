@@ -208,9 +208,7 @@ class Supervised:
             followers.append(peer)
             peer.take = lambda _data: None
         elif what == "power-off":
-            self.session.request_power_off()
-            seconds = request.get("timeout")
-            self._waiting[peer] = time.monotonic() + seconds if isinstance(seconds, int | float) else None
+            self._power_off(peer, request.get("timeout"))
         elif what == "kill":
             self._waiting[peer] = None
             self.ended = "killed"
@@ -222,6 +220,17 @@ class Supervised:
             peer.answer({})
         else:
             self._queue.append((peer, request))
+
+    def _power_off(self, peer: Peer, timeout_seconds: object) -> None:
+        if self._phase is Phase.PAUSED and self._step is None:
+            name = self.instance.name
+            raise MachineError(
+                f"instance {name} is paused ({self.reason or 'it was told so'}), and cannot hear its power button",
+                hint=f"armvm vm start {name} lets it run on; armvm vm kill {name} ends it",
+            )
+        self.session.request_power_off()
+        given = timeout_seconds if isinstance(timeout_seconds, int | float) else None
+        self._waiting[peer] = None if given is None else time.monotonic() + given
 
     def _status(self) -> dict[str, Any]:
         from armvm.machine.definition import disk_names, nic_names

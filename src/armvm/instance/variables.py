@@ -1,7 +1,7 @@
 """The variables of an instance, read and edited while it does not run: one edit at a time, each whole or not at all.
 
 An edit reads the store, changes it as a value, and writes the new one beside it as a qcow2 image that then takes its
-place: whoever is killed in between leaves the old store, and nothing else that the next edit would not sweep up.
+place: whoever is killed in between leaves the old store, and what the next command sweeps up (``recovery``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from armvm.disk.detect import open_disk
 from armvm.disk.storage import Disk
-from armvm.errors import InputError, OutputError
+from armvm.errors import InputError
 from armvm.firmware.variables import FLASH_SIZE_BYTES, VariableStore
 from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store, serialise_store
 from armvm.instance.store import Instance
@@ -44,11 +44,8 @@ def read_variables(instance: Instance) -> VariableStore:
 
     Raises InputError when it cannot be read, UsageError when there is no such instance, BusyError when it runs.
     """
-    with instance.locked(wait_seconds=WAIT_SECONDS):
-        with suppress(OutputError):
-            _sweep(instance.variables)
-        with _open(instance.variables) as flash:
-            return _parse(flash, instance.variables)
+    with instance.locked(wait_seconds=WAIT_SECONDS), _open(instance.variables) as flash:
+        return _parse(flash, instance.variables)
 
 
 def edit_variables(
@@ -142,7 +139,6 @@ def _replace(path: Path, content: bytes, flash: Disk | None = None) -> None:
     from armvm.disk.qcow2_write import write_qcow2
     from armvm.disk.storage import MemoryDisk, Slice
 
-    _sweep(path)
     size_bytes = FLASH_SIZE_BYTES if flash is None else max(flash.size_bytes, len(content))
     pieces: list[tuple[int, Disk]] = [(0, MemoryDisk(content))]
     if flash is not None and flash.size_bytes > len(content):
@@ -150,12 +146,3 @@ def _replace(path: Path, content: bytes, flash: Disk | None = None) -> None:
         pieces.append((len(content), rest))
     with replacing(path, mode=0o600) as file:
         write_qcow2(file, ComposedDisk("variables", size_bytes, pieces))
-
-
-def _sweep(path: Path) -> None:
-    """Remove what an edit that was killed has left beside the store: nobody else writes while we hold the lock."""
-    try:
-        for left in path.parent.glob(f".{path.name}.*.part"):
-            left.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from error

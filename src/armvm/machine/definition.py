@@ -179,7 +179,9 @@ def problems(machine: Machine) -> tuple[str, ...]:
 
 def _secure_boot_problems(machine: Machine) -> list[str]:
     if machine.state is ExecutionState.AARCH32:
-        return ["Secure Boot on an AArch32 machine: there is no firmware for it; leave secure_boot out"]
+        return [
+            "Secure Boot on an AArch32 machine: no firmware has keys for it; leave secure_boot out, and enroll own ones"
+        ]
     if not machine.firmware.enforces_secure_boot:
         name = printable(machine.firmware.code.name)
         return [f"Secure Boot with {name}: it is not known to refuse unsigned programs; leave one of them out"]

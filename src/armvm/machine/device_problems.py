@@ -70,13 +70,13 @@ def _name_problems(names: tuple[str, ...]) -> Iterator[str]:
         if not _NAME.fullmatch(name):
             shown = printable(name)[:40]
             yield (
-                f"a device called {shown!r}: a name is a small letter and up to 19 small letters, digits, _ and -"
+                f"a device called '{shown}': a name is a small letter and up to 19 small letters, digits, _ and -"
                 " (for example data or net-1)"
             )
         elif _RESERVED.fullmatch(name):
             yield f"a device called {name!r}: the machine has one of that name itself; choose another"
     for name in _twice(names):
-        yield f"two devices called {printable(name)[:40]!r}: give one another name"
+        yield f"two devices called '{printable(name)[:40]}': give one another name"
 
 
 def _disk_problems(machine: Machine, names: tuple[str, ...]) -> Iterator[str]:
@@ -90,14 +90,14 @@ def _disk_problems(machine: Machine, names: tuple[str, ...]) -> Iterator[str]:
                 f"{printable(str(disk.path))}: sectors of {disk.sector_size} bytes; a disk has sectors of 512 or 4096"
             )
         if disk.format not in DISK_FORMATS:
-            yield f"{what}: no format of images: {printable(disk.format)[:40]!r}; there are {', '.join(DISK_FORMATS)}"
+            yield f"{what}: no format of images: '{printable(disk.format)[:40]}'; there are {', '.join(DISK_FORMATS)}"
         if "\0" in str(disk.path):
             yield f"{what}: a path cannot hold the character NUL"
         most = _SERIAL_BYTES[disk.interface]
         if disk.serial is not None and (len(disk.serial) > most or not _SERIAL.fullmatch(disk.serial)):
             shown = printable(disk.serial)[:60]
             yield (
-                f"{what}: serial {shown!r}: a disk on {disk.interface.value} has one of 1 to {most} printable ASCII"
+                f"{what}: serial '{shown}': a disk on {disk.interface.value} has one of 1 to {most} printable ASCII"
                 " characters, no space at its ends"
             )
     yield from _shared_images(disks, names)
@@ -146,7 +146,7 @@ def _forward_problems(nics: tuple[Nic, ...]) -> Iterator[str]:
 def _nic_problems(nic: Nic) -> Iterator[str]:
     if nic.mac is not None:
         if not _MAC.fullmatch(nic.mac):
-            yield f"no MAC address: {printable(nic.mac)[:40]!r}; write for example 52:54:00:12:34:56"
+            yield f"no MAC address: '{printable(nic.mac)[:40]}'; write for example 52:54:00:12:34:56"
         elif int(nic.mac[:2], 16) & 1:
             yield f"mac {nic.mac}: its first byte is odd, that of a group; a card's is even (52:54:00:12:34:56)"
         elif not nic.mac.strip("0:"):
@@ -154,7 +154,7 @@ def _nic_problems(nic: Nic) -> Iterator[str]:
     if isinstance(nic, TapNetwork | BridgeNetwork):
         device = nic.interface if isinstance(nic, TapNetwork) else nic.bridge
         if not _HOST_INTERFACE.fullmatch(device):
-            yield f"no name of a network interface: {printable(device)[:40]!r}; it has at most 15 letters and digits"
+            yield f"no name of a network interface: '{printable(device)[:40]}'; it has at most 15 letters and digits"
     if isinstance(nic, LinkNetwork):
         if nic.end not in {0, 1}:
             yield f"end {nic.end} of a link: a cable has the ends 0 and 1"
@@ -191,11 +191,11 @@ def _share_problems(machine: Machine) -> Iterator[str]:
     for share in machine.shares:
         shown = printable(share.tag)[:40]
         if not _TAG.fullmatch(share.tag):
-            yield f"tag {shown!r} of a shared folder: up to 31 letters, digits and . _ - (for example work)"
+            yield f"tag '{shown}' of a shared folder: up to 31 letters, digits and . _ - (for example work)"
         if "\0" in str(share.path):
             yield f"shared folder {shown}: a path cannot hold the character NUL"
     for tag in _twice(share.tag for share in machine.shares):
-        yield f"two shared folders with the tag {printable(tag)[:40]!r}: give one another"
+        yield f"two shared folders with the tag '{printable(tag)[:40]}': give one another"
 
 
 def _transport_problems(machine: Machine) -> Iterator[str]:

@@ -18,6 +18,8 @@ from armvm.cli.main import main
 from armvm.cli.vm_console import keys
 from armvm.errors import UsageError
 from armvm.instance import control, events
+from armvm.instance.lock import HolderKind
+from armvm.instance.log import logging
 from armvm.instance.store import Instance
 
 
@@ -224,3 +226,23 @@ def test_interrupted_waits_leave_what_runs_running(web: Instance) -> None:
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(20) == 130
     assert control.status(web).state is control.State.RUNNING
+
+
+def test_follow_what_somebody_else_runs_in_the_foreground(web: Instance, capsys: pytest.CaptureFixture[str]) -> None:
+    held = threading.Event()
+
+    def run() -> None:
+        with web.locked(kind=HolderKind.MACHINE), logging(web.log) as log:
+            held.set()
+            log.write("first\n")
+            time.sleep(0.5)
+            log.write("second\n")
+
+    running = threading.Thread(target=run)
+    running.start()
+    held.wait()
+    try:
+        assert main(["vm", "log", "web", "--follow", "--raw"]) == 0
+    finally:
+        running.join()
+    assert capsys.readouterr().out.splitlines() == ["first", "second"]

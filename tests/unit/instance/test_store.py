@@ -91,7 +91,7 @@ def test_what_was_made_is_what_is_read(image: Path) -> None:
     for field, value in fields.items():
         if field not in {"disks", "nics"}:
             assert getattr(machine, field) == value
-    assert machine.nics == (
+    assert tuple(replace(nic, mac=None) for nic in machine.nics) == (
         UserNetwork((PortForward(2222, 22), PortForward(8080, 80)), name="net0"),
         UserNetwork(name="net1"),
     )

@@ -297,6 +297,8 @@ def test_a_disk_of_the_host_that_is_full_pauses_the_guest_and_says_so(web: Insta
     assert control.status(web).state is State.PAUSED
     assert control.details(web)["reason"] == "no space left for disk0"
     assert events.read(web.events)[-1]["reason"] == "no space left for disk0"
+    with pytest.raises(MachineError, match=r"web is paused \(no space left for disk0\)"):
+        control.stop(web, timeout_seconds=10)
     control.resume(web)
     deadline = time.monotonic() + 10
     while control.status(web).state is not State.RUNNING:

@@ -131,18 +131,6 @@ def test_no_such_instance() -> None:
         edit_variables(find("nobody"), set_timeout)
 
 
-def test_what_a_killed_edit_left_is_swept(web: Instance) -> None:
-    litter = web.folder / ".vars.qcow2.0123abcd.part"
-    for command in (
-        lambda: edit_variables(web, set_timeout),
-        lambda: read_variables(web),
-        lambda: reset_variables(web),
-    ):
-        litter.write_bytes(b"half")
-        command()
-        assert not litter.exists()
-
-
 def test_a_full_disk_loses_nothing(web: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

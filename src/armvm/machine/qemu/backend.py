@@ -15,10 +15,12 @@ from armvm.execution import ExecutionState
 from armvm.firmware.discovery import EMULATORS
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.machine.accelerators import AcceleratorKind, available, survey
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import Machine, UserNetwork, nic_names, problems, require_sound
 from armvm.machine.lifecycle import Child
 from armvm.machine.qemu import command
-from armvm.process import require_program
+from armvm.printable import printable
+from armvm.process import require_program, run
 
 if TYPE_CHECKING:
     from armvm.machine.qemu.companions import Companions
@@ -40,6 +42,15 @@ class Qemu:
     sandbox: bool = sys.platform.startswith("linux")
     uring: bool = sys.platform.startswith("linux")
 
+    @property
+    def name(self) -> str:
+        """What it is called: the program's name."""
+        return self.program.rsplit("/", 1)[-1]
+
+    def capabilities(self) -> Capabilities:
+        """What QEMU's ``virt`` machine can be."""
+        return command.CAPABILITIES
+
     def problems(self, machine: Machine) -> tuple[str, ...]:
         """Why this QEMU, on this host, cannot be ``machine``, one sentence each.
 
@@ -51,6 +62,12 @@ class Qemu:
         from armvm.machine.qemu.companions import host_problems, resolved
 
         return (*found, *host_problems(resolved(machine)))
+
+    def describe(self, machine: Machine) -> str:
+        """The command that starts ``machine`` by hand, for a shell."""
+        import shlex
+
+        return shlex.join(self.plan(machine))
 
     def plan(self, machine: Machine, channels: command.Channels | None = None, *, paused: bool = False) -> list[str]:
         """The argument list that starts ``machine``; without ``channels`` one to be run by hand."""
@@ -167,6 +184,16 @@ def find_qemu(state: ExecutionState, *, accelerator: AcceleratorKind | None = No
             raise MissingError(f"{name} is not available for {state.label} guests: {chosen.detail}", component=name)
     emulator = EMULATORS[ExecutionState.AARCH64 if chosen.narrows else state]
     return Qemu(require_program(emulator), chosen.kind, narrow=chosen.narrows, cpu=cpu)
+
+
+find = find_qemu
+"""What ``machine.backends`` calls."""
+
+
+def version() -> str:
+    """The version of QEMU. Raises MissingError when it is not installed."""
+    said = run(EMULATORS[ExecutionState.AARCH64], ["--version"], timeout_seconds=20).stdout.decode(errors="replace")
+    return printable(said.partition("\n")[0])
 
 
 def _ephemeral_variables() -> int:

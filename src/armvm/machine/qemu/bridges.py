@@ -7,30 +7,15 @@ bridge, which /etc/qemu/bridge.conf must allow, and sends its descriptor over th
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 
-from armvm.errors import MachineError, MissingError
-from armvm.packages import install_command
+from armvm.errors import MachineError
 from armvm.printable import printable
-from armvm.process import find_program
+from armvm.process import require_program
 
-_PLACES = (
-    "/usr/lib/qemu/qemu-bridge-helper",
-    "/usr/libexec/qemu-bridge-helper",
-    "/usr/libexec/qemu/qemu-bridge-helper",
-)
+BRIDGE_HELPER = "qemu-bridge-helper"
 _SECONDS = 10.0
-
-
-def find_bridge_helper() -> str:
-    """The program. Raises MissingError when it is not there."""
-    found = next((path for path in _PLACES if os.access(path, os.X_OK)), None) or find_program("qemu-bridge-helper")
-    if found is None:
-        name = "qemu-bridge-helper"
-        raise MissingError(f"{name} is not installed", component=name, install=install_command(name))
-    return found
 
 
 def open_tap(bridge: str) -> int:
@@ -38,7 +23,7 @@ def open_tap(bridge: str) -> int:
 
     Raises MissingError without the program, MachineError with its words when it refuses.
     """
-    program = find_bridge_helper()
+    program = require_program(BRIDGE_HELPER)
     ours, theirs = socket.socketpair()
     with ours:
         ours.settimeout(_SECONDS)

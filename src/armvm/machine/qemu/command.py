@@ -21,7 +21,9 @@ from pathlib import Path
 
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import FirmwareKind
+from armvm.machine import capabilities
 from armvm.machine.accelerators import AcceleratorKind
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import (
     GICV2_MOST_VCPUS,
     Bus,
@@ -57,6 +59,19 @@ AGENT = "agent"
 AGENT_PORT = "org.qemu.guest_agent.0"
 """The name of the serial port that qemu-guest-agent opens in the guest."""
 _AGENT_NUMBER = 30  # the last port of a virtio-serial device, so that no console moves it
+
+
+# RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
+CAPABILITIES = Capabilities(
+    hypervisor="QEMU",
+    disk_formats=frozenset({"raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi"}),
+    most_memory_bytes={ExecutionState.AARCH32: 3071 * MIB},
+    why={
+        GicVersion.V4: "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with"
+        " EL2, and KVM and HVF have none for guests"
+    },
+)
+"""What QEMU's ``virt`` machine can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +143,7 @@ def plan(
 
 def problems(machine: Machine) -> tuple[str, ...]:
     """Why QEMU's ``virt`` machine cannot be ``machine``, one sentence each."""
-    found: list[str] = []
-    if machine.gic is GicVersion.V4:
-        found.append(
-            "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with EL2,"
-            " and KVM and HVF have none for guests"
-        )
-    # RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
-    most = 3071 * MIB
-    if machine.state is ExecutionState.AARCH32 and machine.memory_bytes > most:
-        found.append(f"{machine.memory_bytes // MIB} MiB of memory: AArch32 firmware starts with at most {most // MIB}")
-    return tuple(found)
+    return capabilities.problems(CAPABILITIES, machine)
 
 
 def _gic(machine: Machine, accelerator: AcceleratorKind) -> str:

@@ -20,13 +20,12 @@ from armvm.errors import MachineError, MissingError, OutputError
 from armvm.machine.definition import Machine
 from armvm.machine.devices import BridgeNetwork, Graphics, LinkNetwork, SharedFolder, ShareDriver, TapNetwork
 from armvm.machine.lifecycle import Child
-from armvm.machine.qemu.bridges import find_bridge_helper, open_tap
+from armvm.machine.qemu.bridges import BRIDGE_HELPER, open_tap
 from armvm.machine.qemu.extras import PASSWORD, TPM, screen_socket, share_name
 from armvm.packages import install_command
 from armvm.printable import printable
 from armvm.process import find_program, require_program, run
 
-_VIRTIOFSD_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _VSOCK = Path("/dev/vhost-vsock")
 _INTERFACES = Path("/sys/class/net")
 _HELP_SECONDS = 10.0
@@ -52,12 +51,16 @@ class Virtiofsd:
 @cache
 def find_virtiofsd() -> Virtiofsd | None:
     """The virtiofsd of this host, told by what its ``--help`` says; None when there is none."""
-    found = find_program("virtiofsd") or next((path for path in _VIRTIOFSD_PLACES if os.access(path, os.X_OK)), None)
+    found = find_program("virtiofsd")
     if found is None:
         return None
     said = run(found, ["--help"], timeout_seconds=_HELP_SECONDS, check=False)
     words = said.stdout.decode(errors="replace") + said.stderr
     return Virtiofsd(found, "--shared-dir" in words, "--readonly" in words)
+
+
+def _no_virtiofsd() -> MissingError:
+    return MissingError("virtiofsd is not installed", component="virtiofsd", install=install_command("virtiofsd"))
 
 
 def resolved(machine: Machine) -> Machine:
@@ -95,7 +98,7 @@ def host_problems(machine: Machine) -> Iterator[str]:
 def _network_problems(machine: Machine) -> Iterator[str]:
     for nic in machine.nics:
         if isinstance(nic, BridgeNetwork):
-            find_bridge_helper()
+            require_program(BRIDGE_HELPER)
             kind, where = "bridge", nic.bridge
         elif isinstance(nic, TapNetwork):
             kind, where = "tap device", nic.interface
@@ -114,8 +117,7 @@ def _share_problems(machine: Machine) -> Iterator[str]:
             continue
         daemon = find_virtiofsd()
         if daemon is None:
-            install = install_command("virtiofsd")
-            raise MissingError("virtiofsd is not installed", component="virtiofsd", install=install)
+            raise _no_virtiofsd()
         if not daemon.usable:
             yield f"shared folder {share.tag}: {daemon.program} runs as root only; take the driver 9p"
         elif share.read_only and not daemon.read_only:
@@ -129,6 +131,7 @@ class Companions:
     given: dict[str, int] = field(default_factory=dict)
     _children: dict[str, Child] = field(default_factory=dict)
     _folders: list[Path] = field(default_factory=list)
+    _sockets: list[Path] = field(default_factory=list)
 
     def hand_over(self) -> None:
         """QEMU has inherited the descriptors: close our own."""
@@ -160,10 +163,18 @@ class Companions:
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._folders.clear()
+        for path in self._sockets:
+            with suppress(OSError):
+                path.unlink()
+        self._sockets.clear()
 
     def start(self, name: str, argv: list[str], inherit: int) -> None:
         """Start one, which inherits the one descriptor."""
         self._children[name] = Child(argv, inherit=[inherit])
+
+    def leave_no(self, path: Path) -> None:
+        """Take away, in the end, the socket at ``path`` that QEMU makes."""
+        self._sockets.append(path)
 
     def temporary_folder(self) -> Path:
         """A folder of one's own that goes with the machine."""
@@ -227,7 +238,7 @@ def _start_virtiofsd(share: SharedFolder, name: str, beside: Companions) -> None
     """Let it accept one connection on a socket that it inherits. Ours waits there already, and no name is left."""
     daemon = find_virtiofsd()
     if daemon is None:
-        raise MissingError("virtiofsd is not installed", component="virtiofsd", install=install_command("virtiofsd"))
+        raise _no_virtiofsd()
     folder = tempfile.mkdtemp(prefix="armvm-")
     with socket.socket(socket.AF_UNIX) as listening:
         try:
@@ -268,6 +279,7 @@ def _prepare_screen(machine: Machine, beside: Companions) -> None:
     where = screen_socket(machine)
     if where is not None:
         where.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside.leave_no(where)
     graphics = machine.graphics
     if graphics is not None and graphics.port is not None:
         beside.given[PASSWORD] = _password(graphics)

@@ -22,6 +22,7 @@ from armvm.machine.qemu.devices import (
     blockdev_of,
     device_of_disk,
     device_of_nic,
+    hotplug_port,
     netdev_of,
     node_name,
 )
@@ -47,6 +48,17 @@ class HotNic:
     name: str
     mac: str
     port: str
+
+
+def hot(device: DiskDevice | Nic) -> HotDisk | HotNic:
+    """The device as it is added here. Raises MachineError for one that cannot be."""
+    name = device.name or ""
+    if isinstance(device, DiskDevice):
+        port = None if device.port is None else hotplug_port(device.port)
+        return HotDisk(name, device.path, device.serial or "", port)
+    if not isinstance(device, UserNetwork) or device.port is None or device.mac is None:
+        raise MachineError("only a network card with user-mode NAT, an address and a port is added to a probe's VM")
+    return HotNic(name, device.mac, hotplug_port(device.port))
 
 
 def attach(session: QemuSession, device: HotDisk | HotNic) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from armvm.errors import MachineError
 from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable, Report
+from armvm.machine.definition import DiskDevice, Nic
 from armvm.machine.lifecycle import Child
 from armvm.machine.qmp import Qmp, QmpEvent
 from armvm.printable import printable
@@ -123,6 +124,22 @@ class QemuSession:
         if not self._qmp.closed:
             with suppress(MachineError):  # QEMU is going already: the next poll says so
                 self._qmp.tell("system_powerdown")
+
+    def reset(self) -> None:
+        """Press the reset button."""
+        self._qmp.execute("system_reset")
+
+    def attach(self, device: DiskDevice | Nic) -> None:
+        """Add ``device`` at its port. Raises MachineError when QEMU does not take it."""
+        from armvm.machine.qemu.hotplug import attach, hot
+
+        attach(self, hot(device))
+
+    def request_detach(self, device: DiskDevice | Nic) -> None:
+        """Ask the guest to give ``device`` up; a DeviceGone event follows when it has."""
+        from armvm.machine.qemu.hotplug import hot, request_detach
+
+        request_detach(self, hot(device))
 
     def end(self) -> None:
         """End QEMU at once; what the guest has written to its disks is kept. Ending twice is no error."""
