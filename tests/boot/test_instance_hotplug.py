@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from armvm.machine.definition import MOST_HOTPLUG_PORTS
+from armvm.instance.attachment import without
+from armvm.machine.definition import DEFAULT_HOTPLUG_PORTS
 from tools.boot_images import guest_image
 from tools.kept_guest import Kept
 from tools.shell_guest import shell_image
@@ -54,10 +55,10 @@ def test_a_new_disk_is_seen_written_read_and_gone(guest: Kept) -> None:
         ["qemu-io", "-f", "qcow2", "-r", "-c", "read -v 3584 16", str(path)], capture_output=True, text=True, check=True
     )
     assert "armvm.was.here" in read.stdout  # qemu-io shows letters, and a dot for everything else
-    guest.vm("attach", "--disk", path, "--name", "data")
-    assert "needs" not in guest.vm("detach", "data", "--persist", "--delete").stderr
-    assert not path.exists()
-    assert [disk.name for disk in guest.instance.definition().machine.disks] == ["disk0"]
+    definition = guest.instance.definition()
+    assert [disk.name for disk in definition.machine.disks] == ["disk0", "data"], "it is there at the next start"
+    guest.instance.save(replace(definition, machine=without(definition.machine, "data")))
+    path.unlink()
 
 
 def test_a_network_card_is_seen_and_gone(guest: Kept) -> None:
@@ -123,7 +124,7 @@ def test_a_guest_without_a_driver_does_not_confirm(tmp_path: Path) -> None:
         assert "not confirmed by the guest within 1 s" in refused.stderr
         assert "it has been taken out again" in refused.stderr
         assert not (kept.instance.folder / "data.qcow2").exists()
-        for _ in range(MOST_HOTPLUG_PORTS):  # the port is free again
+        for _ in range(DEFAULT_HOTPLUG_PORTS):  # the port is free again
             kept.vm("attach", "--nic", "user", "--timeout", "0.1", expect=1)
     finally:
         kept.end()
@@ -143,4 +144,13 @@ def test_mmio_says_that_it_cannot_and_a_stopped_machine_can(tmp_path: Path) -> N
     finally:
         kept.end()
     assert "its image is kept" in kept.vm("detach", "disk1").stdout
-    assert (kept.instance.folder / "disk1.qcow2").exists()
+    path = kept.instance.folder / "disk1.qcow2"
+    assert path.exists()
+    kept.vm("attach", "--disk", path, "--name", "data")
+    assert "for those" in kept.vm("detach", "net0", "--delete", expect=2).stderr
+    kept.vm("snapshot", "cold")
+    assert "the snapshot cold needs" in kept.vm("detach", "data", "--delete", expect=2).stderr
+    kept.vm("snapshot", "--delete", "cold")
+    kept.vm("detach", "data", "--delete")
+    assert not path.exists()
+    assert [disk.name for disk in kept.instance.definition().machine.disks] == ["disk0"]

@@ -233,7 +233,7 @@ def _taken_in(running: Running, device: DiskDevice | Nic, seconds: float) -> Gen
 
     try:
         there = yield from until(reached, seconds)
-    except BaseException:
+    except Exception:
         yield from _out_again(running, device)
         raise
     if there:
@@ -251,7 +251,7 @@ def _taken_in(running: Running, device: DiskDevice | Nic, seconds: float) -> Gen
 
 def _how(device: DiskDevice | Nic, *, can_tell: bool) -> str:
     if can_tell:
-        return "no driver of its has taken the device in"
+        return "no driver has taken it"
     return "it has read nothing from the disk" if isinstance(device, DiskDevice) else "it says nothing"
 
 

@@ -52,7 +52,7 @@ def snapshot(running: Running, request: Request) -> Step:
             )
             made = replace(begun, memory=_memory(running, disks[0].name, name))
             snapshots.commit(instance, made, definition)
-    except BaseException:
+    except Exception:  # when the machine is over there is nothing to be waited for: ``settle`` takes it away then
         yield from _take_back(running, name)
         raise
     assert made.memory is not None  # noqa: S101 - just set
