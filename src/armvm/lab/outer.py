@@ -289,7 +289,7 @@ def _take_piece(body: bytes, task: Task, files: dict[str, bytearray]) -> None:
     try:
         place = json.loads(head)
         name, offset, size = str(place["name"]), int(place["offset"]), int(place["size"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return
     whole = files.setdefault(name, bytearray()) if name in task.collect else bytearray()
     if offset == len(whole) and offset + len(content) <= size <= MOST_FILE_BYTES:
