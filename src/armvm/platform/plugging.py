@@ -1,6 +1,6 @@
 """Hotplug, from the host's side: a disk and a network card are added to the running guest, and taken away again.
 
-The guest has to say that they came, that they work, and that they went: what QEMU answers is only half of it.
+The guest has to say that they came, that they work, and that they went: what the hypervisor answers is only half of it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from pathlib import Path
 
 from armvm.errors import MachineError
 from armvm.execution import ExecutionState
-from armvm.machine.definition import Bus, Machine
-from armvm.machine.qemu.command import hotplug_port
-from armvm.machine.qemu.hotplug import HotDisk, HotNic, attach, request_detach
-from armvm.machine.qemu.session import QemuSession
+from armvm.machine.backend import ControlledSession
+from armvm.machine.definition import Bus, DiskDevice, DiskInterface, Machine, Nic, UserNetwork, Writes
 from armvm.platform.host import HotplugAttempt, HotplugKind, HotplugRecord
 from armvm.platform.listening import Ear
 from armvm.probe.wire import Speaker
@@ -30,7 +28,7 @@ _SERIAL = "armvm-hotplug"
 _SUBSYSTEMS = {HotplugKind.BLOCK: "block", HotplugKind.NETWORK: "net"}
 
 
-def plug(session: QemuSession, ear: Ear, machine: Machine, folder: Path) -> HotplugRecord:
+def plug(session: ControlledSession, ear: Ear, machine: Machine, folder: Path) -> HotplugRecord:
     """Add and remove what ``machine`` has room for, one after the other, and say what was done.
 
     ``folder`` takes the image of the disk that is added.
@@ -53,18 +51,25 @@ def plug(session: QemuSession, ear: Ear, machine: Machine, folder: Path) -> Hotp
         # 32-bit ARM kernels have no PCI hotplug: QEMU would answer ok to what the guest can never see.
         lacks = "32-bit ARM kernels as distributions build them have no PCI hotplug"
         block = replace(block, bus="virtio-scsi")
-    disk = HotDisk("hot-disk", image, _SERIAL, None if machine.scsi_controller else hotplug_port(0))
-    nic = HotNic("hot-nic", _MAC, hotplug_port(min(1, ports - 1)))
+    disk = DiskDevice(image, "raw", writes=Writes.REFUSED, serial=_SERIAL, name="hot-disk", port=0)
+    if machine.scsi_controller:
+        disk = replace(disk, interface=DiskInterface.VIRTIO_SCSI, port=None)
+    nic = UserNetwork(mac=_MAC, name="hot-nic", port=min(1, ports - 1))
     attempts = [_attempt(session, ear, disk, block)]
     attempts.append(_attempt(session, ear, nic, network, seen_by_guest=lacks is None))
     return HotplugRecord(tuple(attempts), lacks)
 
 
 def _attempt(
-    session: QemuSession, ear: Ear, device: HotDisk | HotNic, attempt: HotplugAttempt, *, seen_by_guest: bool = True
+    session: ControlledSession,
+    ear: Ear,
+    device: DiskDevice | Nic,
+    attempt: HotplugAttempt,
+    *,
+    seen_by_guest: bool = True,
 ) -> HotplugAttempt:
     try:
-        attach(session, device)
+        session.attach(device)
     except MachineError as error:
         return replace(attempt, added=False, error=error.message)
     attempt = replace(attempt, added=True)
@@ -74,7 +79,7 @@ def _attempt(
     if not came:
         return attempt
     try:
-        request_detach(session, device)
+        session.request_detach(device)
     except MachineError as error:
         return replace(attempt, removed=False, error=error.message)
     gone = ear.listen(lambda: device.name in ear.gone and _said(ear, attempt, "remove"), seconds=_SECONDS, patient=True)

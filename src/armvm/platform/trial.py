@@ -18,9 +18,9 @@ from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.firmware.varstore import new_instance_store
+from armvm.machine.backend import Backend
 from armvm.machine.console_text import ConsoleText
 from armvm.machine.definition import Bus, Console, DiskDevice, HardwareDescription, Machine, VariablesFile, Writes
-from armvm.machine.qemu.backend import Qemu
 from armvm.platform.host import HotplugRecord
 from armvm.platform.linux_disk import build_linux_disk
 from armvm.platform.listening import Ear
@@ -52,10 +52,10 @@ class TrialResult:
 
 def run_trial(
     machine: Machine,
-    qemu: Qemu,
+    backend: Backend,
     *,
     kernel: GuestKernel | None,
-    other_state: tuple[Machine, Qemu] | None = None,
+    other_state: tuple[Machine, Backend] | None = None,
     timestamp: int,
     progress: Progress = lambda _line: None,
 ) -> TrialResult:
@@ -66,7 +66,7 @@ def run_trial(
     raises; MachineError says that the VM could not be started at all.
     """
     with scratch_folder() as folder:
-        trial = _Trial(machine, qemu, folder, progress)
+        trial = _Trial(machine, backend, folder, progress)
         sittings, unchanged = trial.firmware(timestamp)
         failures = {"efi_failure": _silence(sittings[0])}
         if other_state is not None:
@@ -77,7 +77,7 @@ def run_trial(
             sitting, hotplug = trial.linux(kernel, timestamp)
             sittings.append(sitting)
             failures["linux_failure"] = _silence(sitting)
-        name = f"{qemu.program.rsplit('/', 1)[-1]} {machine.state.value}, {machine.firmware.name}"
+        name = f"{backend.name} {machine.state.value}, {machine.firmware.name}"
         observation = observe([heard.sitting for heard in sittings], name=name, image_unchanged=unchanged, **failures)
         return TrialResult(observation, hotplug, bytes(trial.console))
 
@@ -91,9 +91,9 @@ class _Heard:
 
 
 class _Trial:
-    def __init__(self, machine: Machine, qemu: Qemu, folder: Path, progress: Progress) -> None:
+    def __init__(self, machine: Machine, backend: Backend, folder: Path, progress: Progress) -> None:
         self._machine = machine
-        self._qemu = qemu
+        self._backend = backend
         self._folder = folder
         self._progress = progress
         self.console = bytearray()
@@ -114,13 +114,13 @@ class _Trial:
         sittings.append(self._sit(second, "second", None, "a second instance of the same image", until=1))
         return sittings, _digest(image) == before
 
-    def briefly(self, machine: Machine, qemu: Qemu, timestamp: int) -> _Heard:
+    def briefly(self, machine: Machine, backend: Backend, timestamp: int) -> _Heard:
         """The EFI probe in the other execution state: that it runs at all is what is asked."""
         image = self._folder / "other.img"
         config = ProbeConfig(runs=1, skip=_NOT_ASKED_OF_THE_OTHER_STATE)
         build_probe_disk(image, config=config, states=[machine.state], timestamp=timestamp)
         self._progress(f"the EFI probe in {machine.state.label}")
-        with qemu.start(replace(machine, disks=(DiskDevice(image, "raw"),))) as session:
+        with backend.start(replace(machine, disks=(DiskDevice(image, "raw"),))) as session:
             ear = Ear(session)
             ear.listen(lambda: False)
         return _Heard(Sitting(decode(bytes(ear.heard)), "other state"), bytes(ear.heard))
@@ -133,7 +133,7 @@ class _Trial:
         scsi = self._machine.state is ExecutionState.AARCH32 and self._machine.bus is Bus.PCI
         machine = replace(self._machine, disks=(disk,), scsi_controller=scsi)
         self._progress(f"Linux ({kernel.source}) by {_described(machine.description)}, with hotplug")
-        with self._qemu.start(machine) as session:
+        with self._backend.start(machine) as session:
             ear = Ear(session)
             hotplug = None
             if ear.listen(lambda: any(record.type == "ready" for record in ear.records(Speaker.LINUX)), patient=True):
@@ -161,7 +161,7 @@ class _Trial:
     def _sit(self, machine: Machine, instance: str, after: After | None, what: str, *, until: int | None) -> _Heard:
         """Start the VM and listen until it powers off, or until run ``until`` is complete: then it is killed."""
         self._progress(what)
-        with self._qemu.start(machine) as session:
+        with self._backend.start(machine) as session:
             ear = Ear(session)
             ear.listen(lambda: until is not None and ear.completed(until))
             if until is not None:
