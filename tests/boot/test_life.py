@@ -45,7 +45,7 @@ class Machine:
         assert code is None or done.returncode == code, f"{verb} {arguments}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def ssh(self, command: str, *, timeout: float = 240, code: int | None = 0) -> str:
+    def ssh(self, command: str, *, timeout: float = 900, code: int | None = 0) -> str:
         return self.vm("ssh", "--identity", str(self.key), "--", command, timeout=timeout, code=code).strip()
 
     def state(self) -> str:

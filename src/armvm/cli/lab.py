@@ -118,7 +118,7 @@ def _add_prove(action: Callable[..., Any]) -> None:
         "Boot one image, byte for byte the same file, on QEMU and libvirt here and on nested KVM and Xen, in every\n"
         "execution state that it has a boot program for, and judge image and platforms: one report of all.\n\n"
         "Exit code 0: it booted everywhere and nothing failed. 1: not so; the report says where and why.",
-        "  armvm lab prove disk.qcow2 --until 'login:'\n  armvm lab prove disk.raw --until READY --on tcg,xen --format json",
+        "  armvm lab prove disk.qcow2 --until 'login:'\n  armvm lab prove disk.raw --until READY --on tcg,xen -v",
         _prove,
     )
     prove.add_argument("image", metavar="IMAGE", type=Path, help="the disk image: raw or qcow2")
