@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from armvm.cli.options import common_options
+from armvm.cli.options import common_options, seconds
 from armvm.cli.report_options import add_report_arguments, deliver, outputs
 from armvm.errors import GuestError, OutputError, UsageError
 from armvm.execution import ExecutionState
@@ -101,7 +101,7 @@ def _add_run(action: Callable[..., Any]) -> None:
     guest.add_argument("--memory", type=_size, metavar="SIZE", help="its memory (default: 512M)")
     guest.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
     guest.add_argument(
-        "--timeout", type=_seconds, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)"
+        "--timeout", type=seconds, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)"
     )
     guest.add_argument("--log", type=Path, metavar="FILE", help="write what the guest says to this file too")
     guest.add_argument(
@@ -127,9 +127,7 @@ def _add_prove(action: Callable[..., Any]) -> None:
         "--on", default="tcg,libvirt,kvm,xen", metavar="LIST", help="the platforms (default: tcg,libvirt,kvm,xen)"
     )
     prove.add_argument("--arch", choices=[state.value for state in ExecutionState], help="only this execution state")
-    prove.add_argument(
-        "--timeout", type=_seconds, default=900.0, metavar="SECONDS", help="for each boot (default: 900)"
-    )
+    prove.add_argument("--timeout", type=seconds, default=900.0, metavar="SECONDS", help="for each boot (default: 900)")
     prove.add_argument("--no-probe", action="store_true", help="boot only: leave the platforms unjudged")
     prove.add_argument(
         "--kernel", type=Path, metavar="FILE", help="a Linux for the probe on the platforms here (see armvm probe run)"
@@ -379,13 +377,3 @@ def _size(text: str) -> int:
         return parse_size(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return seconds

@@ -25,3 +25,14 @@ def common_options() -> Parser:
         "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say only results and errors"
     )
     return common
+
+
+def seconds(text: str) -> float:
+    """A time in seconds, as the type of an argument."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
+    return value

@@ -20,6 +20,7 @@ from armvm.cli.machine_options import (
     defined_image,
     machine_of,
 )
+from armvm.cli.options import seconds
 from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.definition import Console, DiskDevice, Machine, Writes, problems, require_sound
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     script = parser.add_argument_group("for scripts")
     script.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
-    script.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end with exit code 1 after this time")
+    script.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end with exit code 1 after this time")
     script.add_argument("--log", type=Path, metavar="FILE", help="write what the guest says to this file too")
 
 
@@ -343,16 +344,6 @@ def _same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return one.absolute() == other
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return seconds
 
 
 def _command(plan: _Plan) -> str:

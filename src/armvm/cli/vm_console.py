@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from armvm.cli.action import Action
-from armvm.cli.vm_power import say, seconds
+from armvm.cli.options import seconds
+from armvm.cli.vm_power import say
 from armvm.errors import MachineError, UsageError
 
 if TYPE_CHECKING:

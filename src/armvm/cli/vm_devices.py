@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from armvm.cli.action import Action
+from armvm.cli.options import seconds
 from armvm.errors import UsageError
 from armvm.printable import printable
 
@@ -67,7 +68,7 @@ def _detach_arguments(parser: argparse.ArgumentParser) -> None:
 def _common(parser: argparse.ArgumentParser, persist: str) -> None:
     parser.add_argument("--persist", action="store_true", help=persist)
     parser.add_argument(
-        "--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="how long the guest may take (default: 30)"
+        "--timeout", type=seconds, default=30.0, metavar="SECONDS", help="how long the guest may take (default: 30)"
     )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
 
@@ -226,16 +227,6 @@ def _words(text: str, *, repeated: str | None = None) -> tuple[str, dict[str, st
             raise UsageError(f"the option {key} is given twice")
         words[key] = f"{words[key]} {value}" if key in words else value
     return first.replace(mark, ","), words
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return seconds
 
 
 ACTIONS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.action import Action
+from armvm.cli.options import seconds
 from armvm.errors import GuestError, InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -27,21 +28,11 @@ def _ssh_arguments(parser: argparse.ArgumentParser) -> None:
     _timeout(parser, _SSH_SECONDS, "how long to wait for the ssh server")
 
 
-def _timeout(parser: argparse.ArgumentParser, seconds: float | None, what: str) -> None:
-    default = "none" if seconds is None else f"{seconds:g}"
+def _timeout(parser: argparse.ArgumentParser, default_seconds: float | None, what: str) -> None:
+    default = "none" if default_seconds is None else f"{default_seconds:g}"
     parser.add_argument(
-        "--timeout", type=_seconds, default=seconds, metavar="SECONDS", help=f"{what} (default: {default})"
+        "--timeout", type=seconds, default=default_seconds, metavar="SECONDS", help=f"{what} (default: {default})"
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e9:
-        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return seconds
 
 
 def _ssh(options: argparse.Namespace) -> int:

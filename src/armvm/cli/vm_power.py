@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from armvm.cli.action import Action
+from armvm.cli.options import seconds
 from armvm.errors import ArmvmError, GuestError
 
 if TYPE_CHECKING:
@@ -220,17 +221,6 @@ def each(instances: Sequence[Instance], act: Callable[[Instance], None]) -> int:
             explain(error)
             code = code or error.exit_code
     return code
-
-
-def seconds(text: str) -> float:
-    """A time in seconds, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"not a time in seconds: {text!r}")
-    return value
 
 
 def say(options: argparse.Namespace, message: str) -> None:
