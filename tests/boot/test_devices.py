@@ -12,7 +12,6 @@ import pytest
 from armvm.errors import MachineError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import find_firmware
-from armvm.machine.backend import GuestReset
 from armvm.machine.definition import Bus, Machine, VariablesFile, problems
 from armvm.machine.devices import (
     DiskCache,
@@ -215,10 +214,8 @@ def test_two_machines_on_a_link(image: Path, tmp_path: Path) -> None:
 def test_a_watchdog_bites(image: Path) -> None:
     with started(machine_on(image, watchdog=WatchdogAction.RESET)) as guest:
         guest.up()
-        guest.session.send(b"/bin/busybox watchdog -T 2 -t 100000 /dev/watchdog0\n")
-        resets = [event for _ in range(60) for event in guest.session.poll(1.0) if isinstance(event, GuestReset)]
+        guest.session.send(b"/bin/busybox watchdog -T 2 -t 100000 /dev/watchdog0\n")  # which it never feeds
         guest.up()
-    assert len(resets) <= 1  # QEMU says RESET of the watchdog's own with or without "guest"
 
 
 @pytest.mark.slow

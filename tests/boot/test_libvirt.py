@@ -99,9 +99,13 @@ def test_boots_resets_takes_a_disk_and_powers_off(uri: str, image: Path, tmp_pat
     assert [*Path("/tmp").glob(f"armvm-*/{image.name}")] == []
 
 
-def test_aarch32_and_a_gicv2_and_kept_variables(uri: str, image: Path, armvm: Armvm) -> None:
+def test_aarch32_with_its_gicv2_and_kept_variables(uri: str, image: Path, armvm: Armvm) -> None:
+    (problem,) = find_backend("libvirt", ExecutionState.AARCH32, uri=uri).problems(
+        machine_of(image, ExecutionState.AARCH32, gic=GicVersion.V3)
+    )
+    assert "GICv2 that QEMU gives" in problem
     done = armvm(
-        *("run", image, "--backend", "libvirt", "--connect", uri, "--arch", "aarch32", "--gic", "2"),
+        *("run", image, "--backend", "libvirt", "--connect", uri, "--arch", "aarch32"),
         *("--until", READY, "--timeout", "90", "--name", "web"),
         timeout_seconds=120,
     )

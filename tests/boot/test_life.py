@@ -49,7 +49,7 @@ class Machine:
         return self.vm("ssh", "--identity", str(self.key), "--", command, timeout=timeout, code=code).strip()
 
     def state(self) -> str:
-        return str(json.loads(self.vm("show", "--json"))["state"])
+        return str(json.loads(self.vm("show", "--json"))["status"])
 
     def qemu(self) -> int:
         from armvm.instance import control

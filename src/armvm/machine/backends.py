@@ -73,5 +73,7 @@ def survey() -> tuple[Availability, ...]:
             detail, available = str(import_module(entry.module).version()), True
         except ArmvmError as error:
             detail, available = error.message, False
+        except OSError as error:  # a file of that name that is no program
+            detail, available = f"cannot be run: {error.strerror}", False
         found.append(Availability(name, entry.purpose, available, detail))
     return tuple(found)

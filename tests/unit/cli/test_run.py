@@ -169,7 +169,7 @@ def test_a_qcow2_image_is_given_with_its_format(
     converted = tmp_path / "disk.whatever"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(image), str(converted)], check=True, timeout=60)
     assert main(["run", str(converted), "--print-command"]) == 0
-    assert "driver=qcow2,file.driver=file" in capsys.readouterr().out
+    assert "driver=qcow2,file.filename=" in capsys.readouterr().out
 
 
 def test_qemu_that_fails_is_quoted(image: Path, fake_qemu: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import secrets
 import select
@@ -132,6 +133,7 @@ class Libvirt:
             self.cpu,
             variables_by_command=in_command and machine.firmware.keeps_variables,
             passt=False,
+            gic=max(self.can.gics, key=lambda one: one.value),
         )
 
     def _forward(self, machine: Machine, domain: str) -> None:
@@ -207,15 +209,21 @@ def read_capabilities(root: Element, state: ExecutionState) -> Capabilities:
     if "vnc" not in _values(root, "devices/graphics", "type"):
         features.discard(Feature.GRAPHICS)
     known = {str(version.value): version for version in GicVersion}
+    gics = frozenset(known[value] for value in _values(root, "features/gic", "version") if value in known)
+    why: dict[enum.Enum, str] = dict(_WHY)
+    if state is ExecutionState.AARCH32:
+        # It answers with what QEMU has, and then refuses to tell QEMU so (seen with 9.0).
+        gics = frozenset({GicVersion.V2})
+        why[GicVersion.V3] = "libvirt leaves 32-bit machines the GICv2 that QEMU gives them by itself"
     return Capabilities(
         hypervisor="libvirt",
         states=frozenset({state}),
-        gics=frozenset(known[value] for value in _values(root, "features/gic", "version") if value in known),
+        gics=gics or frozenset({GicVersion.V2}),
         disk_interfaces=frozenset({DiskInterface.VIRTIO_BLK, DiskInterface.VIRTIO_SCSI}),
         nics=frozenset(NicKind) - {NicKind.LINK},
         features=frozenset(features),
         most_memory_bytes={ExecutionState.AARCH32: 3071 * MIB},
-        why=_WHY,
+        why=why,
     )
 
 

@@ -27,6 +27,7 @@ from armvm.machine.definition import (
     Console,
     DiskDevice,
     DiskInterface,
+    GicVersion,
     HardwareDescription,
     Machine,
     Nic,
@@ -63,7 +64,8 @@ class Domain:
 
     ``console`` is the unix socket that the console is connected to, on which somebody listens; None makes it a
     terminal of libvirt's. ``variables_by_command`` hands the variable store over on QEMU's own command line, for a
-    libvirt that knows only raw ones. ``passt`` lets passt forward ports; without it they are left out.
+    libvirt that knows only raw ones. ``passt`` lets passt forward ports; without it they are left out. ``gic`` is what
+    a machine gets that leaves it open.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Domain:
     console: Path | None = None
     variables_by_command: bool = False
     passt: bool = True
+    gic: GicVersion | None = None
     comments: tuple[str, ...] = ()
 
 
@@ -149,6 +152,8 @@ def _os(root: ET.Element, machine: Machine, how: Domain) -> None:
 def _gic(machine: Machine, how: Domain) -> str:
     if machine.gic is not None:
         return str(machine.gic.value)
+    if how.gic is not None:
+        return str(how.gic.value)
     return "host" if how.accelerator is AcceleratorKind.KVM else "3"
 
 

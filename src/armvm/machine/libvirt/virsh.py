@@ -54,9 +54,13 @@ def connection(uri: str | None = None) -> Virsh:
 
 
 def error_of(stderr: str) -> str:
-    """The last that virsh complained of, without its word for that."""
+    """The last that virsh complained of, without its word for that.
+
+    Of two commands, the second goes on after the first has failed: that it finds no domain is no reason.
+    """
     lines = [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
-    return printable(lines[-1]) if lines else ""
+    reasons = [line for line in lines if not line.startswith("failed to get domain")] or lines
+    return printable(reasons[-1]) if reasons else ""
 
 
 def log_file(domain: str) -> Path:

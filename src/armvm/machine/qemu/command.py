@@ -43,6 +43,7 @@ from armvm.machine.qemu.devices import (
     device_of_nic,
     file_options,
     hotplug_port,
+    image_options,
     netdev_of,
     option,
 )
@@ -193,7 +194,7 @@ def _disk(machine: Machine, disk: DiskDevice, name: str, index: int, *, uring: b
     if disk.writes is Writes.DISCARDED:
         # -blockdev has no snapshot=on: an overlay that QEMU unlinks as soon as it is open.
         cache = "" if disk.cache is DiskCache.WRITEBACK else f",cache={disk.cache.value}"
-        host_side = ["-drive", f"if=none,id={name},{file_options(disk.path, disk.format)}{cache},snapshot=on"]
+        host_side = ["-drive", f"if=none,id={name},{image_options(disk.path, disk.format)}{cache},snapshot=on"]
         guest_side["drive"] = name
     else:
         node = blockdev_of(disk, name)

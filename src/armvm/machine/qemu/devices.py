@@ -167,6 +167,11 @@ def file_options(path: Path, form: str) -> str:
     return f"driver={_value(form)},file.driver=file,file.filename={_value(path.absolute())}"
 
 
+def image_options(path: Path, form: str) -> str:
+    """The same for a file or a block device: QEMU looks which. No part of ``file.filename`` is taken for a protocol."""
+    return f"driver={_value(form)},file.filename={_value(path.absolute())}"
+
+
 def _disk_driver(interface: DiskInterface, place: Mapping[str, Any]) -> str:
     if interface is DiskInterface.NVME:
         return "nvme"
