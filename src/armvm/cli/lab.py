@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up.add_argument("host", choices=_HOSTS, help="which hypervisor")
     up.add_argument("--renew", action="store_true", help="fetch the packages again and make it anew")
     _add_run(action)
+    _add_prove(action)
     listing = action(
         "list",
         "say which nested hosts there are",
@@ -108,6 +109,32 @@ def _add_run(action: Callable[..., Any]) -> None:
     )
     run.add_argument("--probe", action="store_true", help="judge the hypervisor with the probe")
     add_report_arguments(run)
+
+
+def _add_prove(action: Callable[..., Any]) -> None:
+    prove = action(
+        "prove",
+        "boot an image on every hypervisor, and judge them all",
+        "Boot one image, byte for byte the same file, on QEMU and libvirt here and on nested KVM and Xen, in every\n"
+        "execution state that it has a boot program for, and judge image and platforms: one report of all.\n\n"
+        "Exit code 0: it booted everywhere and nothing failed. 1: not so; the report says where and why.",
+        "  armvm lab prove disk.qcow2 --until 'login:'\n  armvm lab prove disk.raw --until READY --on tcg,xen --format json",
+        _prove,
+    )
+    prove.add_argument("image", metavar="IMAGE", type=Path, help="the disk image: raw or qcow2")
+    prove.add_argument("--until", metavar="REGEX", required=True, help="what every guest is to say")
+    prove.add_argument(
+        "--on", default="tcg,libvirt,kvm,xen", metavar="LIST", help="the platforms (default: tcg,libvirt,kvm,xen)"
+    )
+    prove.add_argument("--arch", choices=[state.value for state in ExecutionState], help="only this execution state")
+    prove.add_argument(
+        "--timeout", type=_seconds, default=900.0, metavar="SECONDS", help="for each boot (default: 900)"
+    )
+    prove.add_argument("--no-probe", action="store_true", help="boot only: leave the platforms unjudged")
+    prove.add_argument(
+        "--kernel", type=Path, metavar="FILE", help="a Linux for the probe on the platforms here (see armvm probe run)"
+    )
+    add_report_arguments(prove)
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -174,6 +201,48 @@ def _run(options: argparse.Namespace) -> int:
             report, _ = judge_hypervisor(host, probed, profile=options.profile, noted=say, notes=say)
             code = max(code, deliver([report], options, files))
     return code
+
+
+def _prove(options: argparse.Namespace) -> int:
+    from armvm.cli.clock import timestamp
+    from armvm.cli.lab_proof import deliver_proof
+    from armvm.cli.terminal import notes
+    from armvm.home import home
+    from armvm.lab.proof import Plan, Platform, prove
+    from armvm.machine.console_text import Pattern
+    from armvm.machine.terminal import ending_on_signals
+
+    files = outputs(options)
+    Pattern(options.until)
+    known = {platform.value: platform for platform in Platform}
+    names = [name for name in options.on.split(",") if name]
+    if not names or not set(names) <= set(known):
+        raise UsageError(f"no list of platforms: {options.on!r}", hint=f"of {', '.join(known)}")
+    plan = Plan(
+        options.image,
+        options.until,
+        (ExecutionState(options.arch),) if options.arch else _states(options.image),
+        tuple(dict.fromkeys(known[name] for name in names)),
+        options.timeout,
+        options.profile,
+        not options.no_probe,
+        options.kernel,
+        home(),
+        timestamp(),
+    )
+    with ending_on_signals():
+        proof = prove(plan, notes=notes(quiet=options.quiet))
+    return deliver_proof(proof, options, files)
+
+
+def _states(image: Path) -> tuple[ExecutionState, ...]:
+    """Every execution state that the image has a boot program for."""
+    from armvm.disk.detect import open_disk
+    from armvm.image.contents import ImageContents, bootable_state
+
+    with open_disk(image, in_place=True) as disk:
+        bootable_state(disk)  # says what is missing when there is none
+        return tuple(ImageContents(disk).bootable_states)
 
 
 def _judge(result: BootResult, options: argparse.Namespace) -> None:

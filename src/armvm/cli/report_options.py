@@ -45,21 +45,23 @@ def outputs(options: argparse.Namespace) -> list[tuple[str, Path]]:
 def deliver(reports: Sequence[Report], options: argparse.Namespace, files: Sequence[tuple[str, Path]]) -> int:
     """Write the reports where they are to go, and return the exit code that they come to."""
     if not files:
-        sys.stdout.write(_render(reports, options.format, options, terminal=True))
+        sys.stdout.write(render(reports, options.format, options, terminal=True))
     for kind, path in files:
         from armvm.atomic import write_file
 
-        write_file(path, _render(reports, kind, options, terminal=False).encode("utf-8", "backslashreplace"))
-    return 1 if any(_fails(report, options) for report in reports) else 0
+        write_file(path, render(reports, kind, options, terminal=False).encode("utf-8", "backslashreplace"))
+    return 1 if any(fails(report, options) for report in reports) else 0
 
 
-def _fails(report: Report, options: argparse.Namespace) -> bool:
+def fails(report: Report, options: argparse.Namespace) -> bool:
+    """Whether a report fails, as --fail-on and --strict have it."""
     levels = [Level.MUST] if options.fail_on == "must" else [Level.MUST, Level.SHOULD]
     bad = (Verdict.FAIL, Verdict.UNKNOWN) if options.strict else (Verdict.FAIL,)
     return any(finding.level in levels and finding.verdict in bad for finding in report.findings)
 
 
-def _render(reports: Sequence[Report], format: str, options: argparse.Namespace, *, terminal: bool) -> str:
+def render(reports: Sequence[Report], format: str, options: argparse.Namespace, *, terminal: bool) -> str:
+    """The reports in one of FORMATS."""
     if format == "json":
         from armvm.report.json import render_json
 

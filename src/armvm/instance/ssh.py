@@ -40,7 +40,7 @@ def require_port(instance: Instance, definition: Definition) -> int:
     if port is None:
         raise UsageError(
             f"no port of this host leads to the ssh server of instance {instance.name}",
-            hint=f"put one into {instance.description}: forwards = ["2222:22"] in a user network",
+            hint=f'put one into {instance.description}: forwards = ["2222:22"] in a user network',
         )
     return port
 

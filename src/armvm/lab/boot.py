@@ -103,7 +103,7 @@ def boot_image(
     is a result.
     """
     require_possible(host.problems(request))
-    digest = _digest(request.image) if verify else None
+    digest = digest_of(request.image) if verify else None
     text = ConsoleText()
 
     def hear(data: bytes) -> None:
@@ -125,7 +125,7 @@ def boot_image(
         round(seconds, 1),
         round(resume_seconds, 1),
         digest,
-        None if digest is None else _digest(request.image) == digest,
+        None if digest is None else digest_of(request.image) == digest,
         () if why is None else lacking(host, request),
     )
 
@@ -223,7 +223,8 @@ def _ended(result: TaskResult) -> str:
     return f"the command ended with exit code {result.code}{last}"
 
 
-def _digest(path: Path) -> Sha256:
+def digest_of(path: Path) -> Sha256:
+    """The SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(MIB):

@@ -1,0 +1,233 @@
+"""One image on every hypervisor: QEMU and libvirt here, KVM and Xen in their nested hosts, and what came of each.
+
+The image is hashed before and after: it is the same file, byte for byte, that all of them boot. A guest that does not
+boot is a result, and so is a hypervisor that cannot be had here: nothing stops at the first.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from armvm.errors import ArmvmError, InputError
+from armvm.execution import ExecutionState
+from armvm.lab.boot import Sha256, boot_image, digest_of, judge_hypervisor, lacking, request_for
+from armvm.lab.hosts import lab_host
+from armvm.lab.recipe import GuestRequest, HostKind
+from armvm.machine.accelerators import AcceleratorKind
+from armvm.machine.backend import Backend
+from armvm.spec.verdict import Finding, Report
+
+Notes = Callable[[str], None]
+
+
+class Platform(enum.Enum):
+    """What an image is booted on; the values are the command line's words."""
+
+    TCG = "tcg"
+    LIBVIRT = "libvirt"
+    KVM = "kvm"
+    XEN = "xen"
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return {"tcg": "QEMU (emulation)", "libvirt": "libvirt (emulation)", "kvm": "nested KVM", "xen": "nested Xen"}[
+            self.value
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What came of booting the image on one platform in one execution state.
+
+    ``why`` is None when the guest said what was waited for. ``possible`` is False when the platform said beforehand
+    that it cannot, or is not to be had here; ``why`` says so then. ``lacking`` are the requirements that the platform
+    has of an image and that this one fails: where the boot failed, the likely reason.
+    """
+
+    platform: Platform
+    state: ExecutionState
+    why: str | None
+    possible: bool = True
+    seconds: float = 0.0
+    console_tail: str = ""
+    lacking: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """All of it: the boots, the verdicts on image and platforms, and the image's SHA-256 before and after.
+
+    ``unjudged`` are the platforms that no verdict could be had of, and why.
+    """
+
+    image: Path
+    sha256: Sha256
+    sha256_after: Sha256
+    boots: tuple[Boot, ...]
+    reports: tuple[Report, ...]
+    unjudged: tuple[tuple[Platform, str], ...] = ()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the image is byte for byte the same."""
+        return self.sha256 == self.sha256_after
+
+    @property
+    def booted_everywhere(self) -> bool:
+        """Whether every boot that was possible came to what was asked, and there was one on every platform."""
+        return all(boot.why is None for boot in self.boots if boot.possible) and {
+            boot.platform for boot in self.boots if boot.possible
+        } == {boot.platform for boot in self.boots}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be proved: ``until`` is a regular expression that every guest is to say within ``timeout_seconds``.
+
+    ``kernel`` is a Linux for the probes of the platforms here (None: what only Linux can show stays unknown; nested
+    hosts have their own). ``probe`` False leaves the platforms unjudged.
+    """
+
+    image: Path
+    until: str
+    states: tuple[ExecutionState, ...]
+    platforms: tuple[Platform, ...] = tuple(Platform)
+    timeout_seconds: float = 900.0
+    profile: str = "vmspec-1.0"
+    probe: bool = True
+    kernel: Path | None = None
+    home: Path = field(default_factory=Path)
+    timestamp: int = 0
+
+
+def prove(plan: Plan, *, notes: Notes = lambda _line: None) -> Proof:
+    """Boot ``plan.image`` everywhere, have every platform judged, and say what came of it.
+
+    Raises InputError when it is no image that can be booted.
+    """
+    before = digest_of(plan.image)
+    requests = {state: _request(plan, state) for state in plan.states}
+    boots: list[Boot] = []
+    reports = [_image_report(plan)]
+    unjudged: list[tuple[Platform, str]] = []
+    for platform in plan.platforms:
+        for state, request in requests.items():
+            notes(f"{platform.title}, {state.label}")
+            boots.append(_boot(platform, request, notes))
+        if plan.probe:
+            notes(f"{platform.title}: judging it with the probe")
+            try:
+                reports.append(_judged(platform, plan, notes))
+            except ArmvmError as error:
+                unjudged.append((platform, error.message))
+    return Proof(plan.image, before, digest_of(plan.image), tuple(boots), tuple(reports), tuple(unjudged))
+
+
+def _request(plan: Plan, state: ExecutionState) -> GuestRequest:
+    return request_for(plan.image, state=state, until=plan.until, timeout_seconds=plan.timeout_seconds)
+
+
+def _boot(platform: Platform, request: GuestRequest, notes: Notes) -> Boot:
+    try:
+        if platform in {Platform.KVM, Platform.XEN}:
+            return _nested(platform, request, notes)
+        return _here(platform, request)
+    except InputError:
+        raise
+    except ArmvmError as error:
+        return Boot(platform, request.state, error.message, possible=False)
+
+
+def _nested(platform: Platform, request: GuestRequest, notes: Notes) -> Boot:
+    result = boot_image(lab_host(HostKind(platform.value)), request, notes=notes)
+    return Boot(
+        platform,
+        request.state,
+        result.why,
+        seconds=result.seconds,
+        console_tail=result.console_tail,
+        lacking=result.lacking,
+    )
+
+
+def _here(platform: Platform, request: GuestRequest) -> Boot:
+    from armvm.firmware.discovery import find_firmware
+    from armvm.machine.console import Conversation, Outcome
+    from armvm.machine.console_text import Pattern
+    from armvm.machine.definition import DEFAULT_MEMORY_BYTES, DiskDevice, Machine, Writes
+
+    machine = Machine(
+        state=request.state,
+        firmware=find_firmware(request.state),
+        disks=(DiskDevice(request.image, request.format, request.sector_size, Writes.DISCARDED),),
+        memory_bytes=DEFAULT_MEMORY_BYTES[request.state],
+        nics=(),
+    )
+    began = time.monotonic()
+    with _backend(platform, request.state).start(machine) as session:
+        conversation = Conversation(session, until=Pattern(str(request.until)), timeout_seconds=request.timeout_seconds)
+        outcome = conversation.run()
+    seconds = round(time.monotonic() - began, 1)
+    if outcome is Outcome.MATCHED:
+        return Boot(platform, request.state, None, seconds=seconds, console_tail=conversation.text.tail)
+    why = f"{outcome.value}, and the guest had not said what matches {request.until!r}"
+    host = lab_host(HostKind.KVM)  # it asks of an image what QEMU does: the same devices
+    return Boot(
+        platform,
+        request.state,
+        why,
+        seconds=seconds,
+        console_tail=conversation.text.tail,
+        lacking=lacking(host, request),
+    )
+
+
+def _backend(platform: Platform, state: ExecutionState) -> Backend:
+    from armvm.machine.backends import find_backend
+
+    name = "libvirt" if platform is Platform.LIBVIRT else "qemu"
+    return find_backend(name, state, accelerator=AcceleratorKind.TCG)
+
+
+def _image_report(plan: Plan) -> Report:
+    from armvm.disk.detect import open_disk
+    from armvm.guest.check import check_image
+
+    with open_disk(plan.image, in_place=True) as disk:
+        return check_image(disk, profile=plan.profile, states=plan.states)
+
+
+def _judged(platform: Platform, plan: Plan, notes: Notes) -> Report:
+    if platform in {Platform.KVM, Platform.XEN}:
+        host = lab_host(HostKind(platform.value))
+        report, _ = judge_hypervisor(host, plan.states[0], profile=plan.profile, noted=notes, notes=notes)
+        return report
+    return _judged_here(platform, plan, notes)
+
+
+def _judged_here(platform: Platform, plan: Plan, notes: Notes) -> Report:
+    from armvm.firmware.discovery import find_firmware
+    from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Machine
+    from armvm.platform.check import check_platform
+    from armvm.platform.host import expected_machine
+    from armvm.platform.schema import schema_warnings
+    from armvm.platform.trial import run_trial
+    from armvm.probe.kernels import find_guest_kernel
+
+    state = plan.states[0]
+    machine = Machine(state, find_firmware(state), (), DEFAULT_MEMORY_BYTES[state])
+    kernel = find_guest_kernel(state, home=plan.home, kernel=plan.kernel, modules=None)
+    result = run_trial(machine, _backend(platform, state), kernel=kernel, timestamp=plan.timestamp, progress=notes)
+    observed = result.observation
+    return check_platform(
+        observed,
+        profile=plan.profile,
+        machine=expected_machine(machine),
+        hotplug=result.hotplug,
+        schema_warnings=schema_warnings(observed.fdt) if observed.fdt is not None else (),
+    )
