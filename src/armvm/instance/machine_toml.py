@@ -37,8 +37,11 @@ _HEADER = """\
 # Paths are relative to this file. A key that is left out has its default; `armvm vm create --help` explains them.
 """
 _WRITTEN_ALWAYS = frozenset({"vcpus", "memory_bytes", "description", "console", "bus"})
-_IN_TABLES = frozenset({"state", "firmware", "disks", "nics", "shares", "graphics", "variables", "memory_bytes"})
-"""The fields of a Machine that are not written as one key each, by its name."""
+_IN_TABLES = frozenset(
+    {"state", "firmware", "disks", "nics", "shares", "graphics", "variables", "memory_bytes", "platform"}
+)
+"""The fields of a Machine that are not written as one key each, by its name; ``platform`` not at all, for it is a
+fact of the memory in a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,10 +102,14 @@ class Supervised:
             raise self.failure or MachineError(f"instance {self.instance.name} ended while it was started")
         return done[0]
 
-    def serve(self) -> None:
-        """Carry on until the machine is over (see ``ended`` and ``failure``); nothing runs then."""
+    def up(self) -> None:
+        """Write into the lock that it runs: before anybody is told so, who might ask for something at once."""
         if self._phase is Phase.STARTING:
             self._enter(Phase.RUNNING)
+
+    def serve(self) -> None:
+        """Carry on until the machine is over (see ``ended`` and ``failure``); nothing runs then."""
+        self.up()
         while not self._over:
             self._poll()
             self._advance()

@@ -62,6 +62,7 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
             supervisor.run_step(resume(supervisor, str(snapshot)))
         facts = {"pid": os.getpid(), "qemu_pid": supervisor.session.pid}
         events.record(instance.events, "started", **facts, snapshot=snapshot, accelerator=qemu.accelerator.value)
+        supervisor.up()
         if not _say(ready, protocol.encode({"ok": facts})):
             supervisor.ended = "nobody waited for its start"
         try:
