@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 VARIABLE = "ArmvmLife-6d5cd3a1-29b5-4ae0-9b0e-518c5d2f3370"
 EFIVAR = f"/sys/firmware/efi/efivars/{VARIABLE}"
-_SET = r"sudo sh -c 'printf \"\\007\\000\\000\\000%s\" > {path}'"
+_ATTRIBUTES = r"\007\000\000\000"  # non-volatile, boot service, runtime; then the value
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ class Machine:
         started = time.monotonic()
         self.vm("start", "--from", snapshot)
         return time.monotonic() - started
+
+
+def setting(value: str) -> str:
+    """The command that sets the variable in the guest."""
+    return f"sudo sh -c 'printf \"{_ATTRIBUTES}{value}\" > {EFIVAR}'"
 
 
 def vars_of(*arguments: str, code: int = 0) -> str:
@@ -190,11 +195,11 @@ def _snapshots(web: Machine) -> None:
     if "clean" in names:  # it was acknowledged before QEMU died
         web.vm("snapshot", "--delete", "clean")
     web.vm("snapshot", "clean")
-    web.ssh(f"touch after-the-snapshot && sync && {_SET.format(path=EFIVAR)} && test -e {EFIVAR}")
+    web.ssh(f"touch after-the-snapshot && sync && {setting('set')} && test -e {EFIVAR}")
     web.cut_off("restore", "clean", "--yes", after_seconds=0.8)
     web.back("clean")
     assert web.ssh("test -e after-the-snapshot || echo gone") == "gone"
-    web.ssh(f"touch after-the-snapshot && sync && {_SET.format(path=EFIVAR)} && test -e {EFIVAR}")
+    web.ssh(f"touch after-the-snapshot && sync && {setting('set')} && test -e {EFIVAR}")
     web.vm("restore", "clean", "--yes")
     assert web.ssh("test -e after-the-snapshot || echo gone") == "gone"
     assert web.ssh(f"test -e {EFIVAR} || echo gone") == "gone"
@@ -212,7 +217,7 @@ def _clones(web: Machine) -> None:
     web.back("clean")
     db.back("clean")
     for machine in (web, db):
-        machine.ssh(_SET.format(path=EFIVAR).replace("%s", machine.name))
+        machine.ssh(setting(machine.name))
     web.kill_qemu()
     db.vm("kill")
     values = {machine.name: json.loads(vars_of("get", machine.name, VARIABLE, "--json")) for machine in (web, db)}
