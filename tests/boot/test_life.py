@@ -81,6 +81,8 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
             said, _ = process.communicate(timeout=120)
         assert b"Traceback" not in said, said
+        if self.state() == "running":  # a restore starts another QEMU: that one is killed too
+            self.kill_qemu()
         deadline = time.monotonic() + 20
         while self.state() not in {"stopped", "crashed"} and time.monotonic() < deadline:
             time.sleep(0.1)
