@@ -62,6 +62,10 @@ ssh_genkeytypes: [ed25519, ecdsa]
 # The image has its boot loader from the start, on no disk that would have to be found out.
 grub_dpkg:
   enabled: false
+# Nobody reads them there, and they take as long as a login.
+ssh:
+  emit_keys_to_console: false
+no_ssh_fingerprints: true
 """
 _ONLINE = """# One network card that works is enough: another may have nothing at its other end.
 [Service]

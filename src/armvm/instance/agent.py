@@ -57,7 +57,7 @@ def agent(running: Running, request: Request) -> Step:
     error = reply.get("error")
     if error is not None:
         said = error.get("desc") if isinstance(error, dict) else error
-        raise GuestError(f"the guest agent does not do {command}: {printable(str(said))[:500]}")
+        raise GuestError(f"the guest agent refuses {command}: {printable(str(said))[:500]}")
     answer = json.dumps(reply.get("return")).encode()
     if len(answer) <= _MOST_ANSWER_BYTES:
         return {"return": reply.get("return")}

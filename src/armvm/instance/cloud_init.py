@@ -152,7 +152,8 @@ def _cloud_config(wanted: CloudInit) -> dict[str, Any]:
         user["lock_passwd"] = wanted.password_hash is None and wanted.user != "root"
         config["users"] = [user]
         config["disable_root"] = wanted.user != "root"
-        config["ssh_pwauth"] = wanted.password_hash is not None
+        if wanted.password_hash is not None:  # what the image says of it otherwise costs a restart of sshd to change
+            config["ssh_pwauth"] = True
     if wanted.packages:
         config |= {"package_update": True, "packages": list(wanted.packages)}
     if wanted.commands:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from armvm.errors import GuestError, MissingError, UsageError
@@ -92,7 +93,10 @@ def command(
     path = find_program(program)
     if path is None:
         raise MissingError(f"{program} is not installed", component="ssh", install=install_command("ssh"))
-    known = str(instance.folder / "known_hosts").replace('"', "")
+    known = instance.folder / "known_hosts"
+    if not known.exists():
+        with suppress(OSError):  # ssh makes it then, or says why it cannot
+            known.touch(mode=0o600)
     own = instance.folder / KEY_NAME
     key = identity or (own if own.exists() else None)
     user = user or definition.user
@@ -100,7 +104,7 @@ def command(
         path,
         *("-P" if program == "scp" else "-p", str(port)),
         *("-o", f"HostKeyAlias=armvm-{instance.name}"),
-        *("-o", f'UserKnownHostsFile="{known}"'),
+        *("-o", f'UserKnownHostsFile="{_quoted(known)}"'),
         *("-o", "GlobalKnownHostsFile=/dev/null"),
         *("-o", "StrictHostKeyChecking=accept-new"),
         *("-o", "CheckHostIP=no"),
@@ -108,6 +112,11 @@ def command(
         *(["-o", f"User={user}"] if user else []),
         *arguments,
     ]
+
+
+def _quoted(path: Path) -> str:
+    """A path within the quotes of OpenSSH's configuration, where % begins a token (ssh_config(5), TOKENS)."""
+    return str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def host() -> str:

@@ -99,7 +99,7 @@ def test_an_agent_that_refuses(tmp_path: Path) -> None:
     error = b'{"error": {"class": "CommandNotFound", "desc": "no\\u001bsuch"}}\n'
     with (
         guest(tmp_path, lambda _: error) as running,
-        pytest.raises(GuestError, match=r"does not do guest-info: no\\x1bsuch"),
+        pytest.raises(GuestError, match=r"refuses guest-info: no\\x1bsuch"),
     ):
         ask(running)
 

@@ -43,6 +43,7 @@ def test_what_is_wished_is_what_is_written() -> None:
     assert read["runcmd"] == list(commands)
     assert read["packages"] == ["yes", "3.10"]
     assert read["ssh_pwauth"] is True
+    assert "ssh_pwauth" not in config(CloudInit("web", user="ada", ssh_keys=(KEY,)))
 
 
 def test_root_is_let_in_and_not_locked_out() -> None:

@@ -73,12 +73,12 @@ class QemuGa:
         try:
             self._files[1000] = (self.folder / arguments["path"]).open(arguments["mode"] + "b")
         except OSError as error:
-            raise GuestError(f"the guest agent does not do guest-file-open: {error}") from error
+            raise GuestError(f"the guest agent refuses guest-file-open: {error}") from error
         return 1000
 
     def _file(self, arguments: dict[str, Any]) -> BinaryIO:
         if arguments["handle"] not in self._files:
-            raise GuestError("the guest agent does not do it: no such handle")
+            raise GuestError("the guest agent refuses it: no such handle")
         return self._files[arguments["handle"]]
 
     def file_read(self, arguments: dict[str, Any]) -> dict[str, Any]:

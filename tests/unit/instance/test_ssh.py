@@ -65,7 +65,7 @@ def definition_of(**fields: object) -> Definition:
 
 
 def test_openssh_understands_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARMVM_HOME", str(tmp_path / 'a "b" c'))
+    monkeypatch.setenv("ARMVM_HOME", str(tmp_path / 'a "b" \\ %h c'))
     instance = store.find("web")
     instance.folder.mkdir(parents=True)
     key = ssh.make_key(instance.folder / "id_ed25519", comment="armvm-web")
@@ -77,6 +77,8 @@ def test_openssh_understands_the_command(tmp_path: Path, monkeypatch: pytest.Mon
     assert (facts["user"], facts["port"], facts["hostname"]) == ("ada", "2222", "127.0.0.1")
     assert facts["hostkeyalias"] == "armvm-web"
     assert facts["stricthostkeychecking"] == "accept-new"
+    assert facts["userknownhostsfile"] == str(instance.folder / "known_hosts")
+    assert (instance.folder / "known_hosts").stat().st_mode & 0o777 == 0o600
     assert facts["identityfile"] == str(instance.folder / "id_ed25519")
     other = ssh.command(instance, definition_of(), 2222, [ssh.host()], identity=Path("/k"), user="root")
     assert other[other.index("-i") :][:4] == ["-i", "/k", "-o", "User=root"]
