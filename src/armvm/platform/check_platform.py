@@ -25,7 +25,7 @@ _SLACK_SECONDS = 0.3
 _VIRTIO_CONSOLES = frozenset({(0x1AF4, 0x1003), (0x1AF4, 0x1043)})
 """The console's PCI ids, transitional and modern (Virtio 1.2 §4.1.2)."""
 _VIRTIO_CONSOLE = "3"
-_MADE = {Console.PL011: "pl011", Console.VIRTIO: "virtio-console"}
+_MADE = {Console.PL011: "pl011", Console.VIRTIO: "virtio-console", Console.XEN: "Xen PV"}
 _PSCI_VERSION = re.compile(r"PSCIv(\d+)\.(\d+)")
 
 

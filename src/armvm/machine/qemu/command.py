@@ -109,6 +109,8 @@ def problems(machine: Machine) -> tuple[str, ...]:
             "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with EL2,"
             " and KVM and HVF have none for guests"
         )
+    if machine.console is Console.XEN or machine.bus is Bus.XEN:
+        found.append("QEMU's virt machine has no Xen PV devices: those are what a Xen domain has")
     # RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
     most = 3071 * MIB
     if machine.state is ExecutionState.AARCH32 and machine.memory_bytes > most:
