@@ -187,7 +187,7 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
     root = os.geteuid() == 0
     prefix = f".bootstrap-{plan.key}-"
     for left in path.parent.glob(f"{prefix}*"):  # of a run that was killed: we hold the lock
-        _remove_tree(left)
+        remove_tree(left)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent if root else None))
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -211,14 +211,14 @@ def _make(plan: Bootstrap, path: Path, *, timestamp: int, progress: Progress | N
         os.replace(beside, path)
         sync_folder(path.parent)
     except ProgramError as error:
-        raise _explained(error, plan) from error
+        raise explained(error, plan.release, plan.architecture) from error
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
-        _remove_tree(scratch)
+        remove_tree(scratch)
 
 
-def _remove_tree(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
     """Remove a scratch folder, in which programs that were just killed may write for another moment."""
     for _ in range(_REMOVAL_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
@@ -238,7 +238,7 @@ def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str
     for folder in (overlay, *(path for path in overlay.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
     (scratch / "seeds").write_text("".join(f"{seed}\n" for seed in plan.seeds), encoding="utf-8")
-    (scratch / "apt.conf").write_text(_apt_options(), encoding="utf-8")
+    (scratch / "apt.conf").write_text(apt_options(), encoding="utf-8")
     target = plan.grub_target
     modules, installed = f'"$1/usr/lib/grub/{target}"', f'"$1/boot/grub/{target}"'
     core = (
@@ -264,7 +264,7 @@ def _arguments(plan: Bootstrap, scratch: Path, *, setup: str | None) -> list[str
     ]
 
 
-def _apt_options() -> str:
+def apt_options() -> str:
     """How this machine's apt reaches its archive (proxies and the like); it is not left in the image."""
     options = 'Acquire::Languages "none";\nAcquire::Retries "3";\n'
     if find_program("apt-config") is None:
@@ -281,7 +281,7 @@ def _teller(what: str, progress: Progress | None) -> Callable[[str], None]:
     return tell
 
 
-def _explained(error: ProgramError, plan: Bootstrap) -> ArmvmError:
+def explained(error: ProgramError, release: str, architecture: Architecture) -> ArmvmError:
     """The failure in mmdebstrap's own last words, with what they mean where that is known."""
     lines = [printable(line) for line in error.stderr.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("E: ", "Err:", "W: ", "dpkg: error"))] or lines
@@ -289,9 +289,9 @@ def _explained(error: ProgramError, plan: Bootstrap) -> ArmvmError:
     text = "\n".join(lines)
     hint = None
     if "Unable to locate package" in text or "has no installation candidate" in text:
-        hint = f"is the package's name right, and is it in {plan.release} for {plan.architecture.value}?"
+        hint = f"is the package's name right, and is it in {release} for {architecture.value}?"
     elif "does not have a Release file" in text or "404  Not Found" in text:
-        hint = f"is there a release {plan.release!r} at this mirror? `--from debian:12` and `--mirror` choose others"
+        hint = f"is there a release {release!r} at this mirror? `--from debian:12` and `--mirror` choose others"
     elif any(word in text for word in ("Temporary failure resolving", "Could not connect", "Connection timed out")):
         hint = "the mirror cannot be reached: is the network up? `--mirror` names another"
     elif "unexpected size" in text or "Hash Sum mismatch" in text:

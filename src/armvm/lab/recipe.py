@@ -64,13 +64,15 @@ class HostRecipe:
     modules: tuple[str, ...]
     """Kernel modules that are loaded at boot, in this order, each after what it depends on; those that are built in are
     passed over. What every host needs (virtio, SCSI disks) is loaded besides: ``packages.MODULES``."""
+    kept_modules: tuple[str, ...]
+    """Kernel modules that are only to be there, below lib/modules, with what they depend on: for guests."""
     setup: str
     """Shell lines (busybox sh, run by /init as root with /proc, /sys, /dev, /tmp and /run mounted and the modules
     loaded) that make the hypervisor ready. A line that fails with ``fail "why"`` ends the boot with that reason."""
     warm: tuple[tuple[str, ...], ...]
     """Commands that are run once before the snapshot, so that what they load is in memory. They must succeed."""
     files: Mapping[str, HostFile] = field(default_factory=dict)
-    """Files of our own, by path without a leading slash."""
+    """Files of our own, by path without a leading slash; one of a package under the same path gives way."""
     beside: Mapping[str, str] = field(default_factory=dict)
     """What is taken out of the packages to stand beside the kernel, for ``arguments``: name → fnmatch pattern."""
     release: str = "bookworm"

@@ -148,7 +148,7 @@ def test_failures_are_explained(said: str, hint: str) -> None:
     failed = ProgramError(
         "mmdebstrap failed (exit 25)", program="mmdebstrap", stderr=f"I: x\n{said}\x1b[31m", returncode=25
     )
-    error: ArmvmError = debian._explained(failed, plan)
+    error: ArmvmError = debian.explained(failed, plan.release, plan.architecture)
     assert said.splitlines()[0] in error.message
     assert "\x1b" not in error.message
     assert hint in (error.hint or "")
