@@ -81,6 +81,14 @@ class Session(Protocol):
         """Press the power button. What comes of it is the guest's choice."""
         ...
 
+    def reset(self) -> None:
+        """Press the reset button. Raises MachineError when the hypervisor refuses."""
+        ...
+
+    def kill(self) -> None:
+        """End the VM as a crash of the host would: nothing is flushed, nobody is asked."""
+        ...
+
     def end(self) -> None:
         """End the VM at once, keeping what it has written to its disks. Ending twice is no error."""
         ...

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Event
-from armvm.machine.qemu.session import QemuSession
+from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Event, Session
 from armvm.probe.wire import Record, Run, Speaker, decode
 from armvm.units import MIB
 
@@ -23,7 +22,7 @@ _LOOK_SECONDS = 0.2
 class Ear:
     """Listens to a console, takes it for dead after a silence, and tells what the probes have said so far."""
 
-    def __init__(self, session: QemuSession) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         self.heard = bytearray()
         self.gone: set[str] = set()
@@ -49,7 +48,7 @@ class Ear:
                 if self._resets >= _MOST_HOST_RESETS:
                     return False
                 self._resets += 1
-                self._session.qmp.execute("system_reset")
+                self._session.reset()
                 spoken = now
             for event in self._session.poll(min(deadline - now, _LOOK_SECONDS)):
                 if isinstance(event, Ended):

@@ -1,14 +1,17 @@
 """Hotplug, from the host's side: a disk and a network card are added to the running guest, and taken away again.
 
-The guest has to say that they came, that they work, and that they went: what QEMU answers is only half of it.
+The guest has to say that they came, that they work, and that they went: what the hypervisor answers is only half of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armvm.errors import MachineError
 from armvm.execution import ExecutionState
@@ -21,6 +24,10 @@ from armvm.platform.listening import Ear
 from armvm.probe.wire import Speaker
 from armvm.units import MIB
 
+if TYPE_CHECKING:
+    from armvm.machine.xen.config import XenHost
+    from armvm.machine.xen.session import XenSession
+
 _SECONDS = 30.0
 """How long a guest may take, under emulation, to take a device in or to let it go."""
 _DISK_BYTES = 4 * MIB
@@ -28,6 +35,37 @@ _HASHED_BYTES = 4096
 _MAC = "52:54:00:ac:e0:01"
 _SERIAL = "armvm-hotplug"
 _SUBSYSTEMS = {HotplugKind.BLOCK: "block", HotplugKind.NETWORK: "net"}
+_XEN_BUS = "Xen PV bus"
+
+
+@dataclass(frozen=True, slots=True)
+class _Plug:
+    """How one device is added and asked back, and whether the hypervisor says that it is gone."""
+
+    attach: Callable[[], None]
+    detach: Callable[[], None]
+    gone: Callable[[], bool]
+
+
+def plug_xen(session: XenSession, ear: Ear, host: XenHost, machine: Machine, folder: Path) -> HotplugRecord:
+    """Add a disk and a network card to a Xen domain, take them away, and say what was done.
+
+    ``folder`` takes the image of the disk. xl waits for the guest itself, so that what it took away is gone.
+    """
+    from armvm.machine.xen import hotplug as xen
+
+    image, digest = _image(folder)
+    disk = xen.HotDisk(image, len(machine.disks))
+    nic = xen.HotNic(_MAC)
+    block = HotplugAttempt(HotplugKind.BLOCK, _XEN_BUS, sha256_hex=digest)
+    network = HotplugAttempt(HotplugKind.NETWORK, _XEN_BUS, mac=_MAC)
+    attempts = []
+    for device, attempt in ((disk, block), (nic, network)):
+        plug = _Plug(
+            partial(xen.attach, session, device, host), partial(xen.detach, session, device), gone=lambda: True
+        )
+        attempts.append(_attempt(ear, plug, attempt))
+    return HotplugRecord(tuple(attempts))
 
 
 def plug(session: QemuSession, ear: Ear, machine: Machine, folder: Path) -> HotplugRecord:
@@ -35,10 +73,7 @@ def plug(session: QemuSession, ear: Ear, machine: Machine, folder: Path) -> Hotp
 
     ``folder`` takes the image of the disk that is added.
     """
-    image = folder / "hotplug.img"
-    content = os.urandom(_HASHED_BYTES)
-    image.write_bytes(content.ljust(_DISK_BYTES, b"\0"))
-    digest = hashlib.sha256(content).hexdigest()
+    image, digest = _image(folder)
     ports = machine.hotplug_ports if machine.bus is Bus.PCI else 0
     block = HotplugAttempt(HotplugKind.BLOCK, "PCIe root port", serial=_SERIAL, sha256_hex=digest)
     network = HotplugAttempt(HotplugKind.NETWORK, "PCIe root port", mac=_MAC)
@@ -55,16 +90,28 @@ def plug(session: QemuSession, ear: Ear, machine: Machine, folder: Path) -> Hotp
         block = replace(block, bus="virtio-scsi")
     disk = HotDisk("hot-disk", image, _SERIAL, None if machine.scsi_controller else hotplug_port(0))
     nic = HotNic("hot-nic", _MAC, hotplug_port(min(1, ports - 1)))
-    attempts = [_attempt(session, ear, disk, block)]
-    attempts.append(_attempt(session, ear, nic, network, seen_by_guest=lacks is None))
+    attempts = [_attempt(ear, _qemu_plug(session, ear, disk), block)]
+    attempts.append(_attempt(ear, _qemu_plug(session, ear, nic), network, seen_by_guest=lacks is None))
     return HotplugRecord(tuple(attempts), lacks)
 
 
-def _attempt(
-    session: QemuSession, ear: Ear, device: HotDisk | HotNic, attempt: HotplugAttempt, *, seen_by_guest: bool = True
-) -> HotplugAttempt:
+def _qemu_plug(session: QemuSession, ear: Ear, device: HotDisk | HotNic) -> _Plug:
+    return _Plug(
+        partial(attach, session, device), partial(request_detach, session, device), lambda: device.name in ear.gone
+    )
+
+
+def _image(folder: Path) -> tuple[Path, str]:
+    """The image of the disk that is added, and by what its content is known."""
+    image = folder / "hotplug.img"
+    content = os.urandom(_HASHED_BYTES)
+    image.write_bytes(content.ljust(_DISK_BYTES, b"\0"))
+    return image, hashlib.sha256(content).hexdigest()
+
+
+def _attempt(ear: Ear, plug: _Plug, attempt: HotplugAttempt, *, seen_by_guest: bool = True) -> HotplugAttempt:
     try:
-        attach(session, device)
+        plug.attach()
     except MachineError as error:
         return replace(attempt, added=False, error=error.message)
     attempt = replace(attempt, added=True)
@@ -74,11 +121,11 @@ def _attempt(
     if not came:
         return attempt
     try:
-        request_detach(session, device)
+        plug.detach()
     except MachineError as error:
         return replace(attempt, removed=False, error=error.message)
-    gone = ear.listen(lambda: device.name in ear.gone and _said(ear, attempt, "remove"), seconds=_SECONDS, patient=True)
-    if gone or device.name in ear.gone:
+    gone = ear.listen(lambda: plug.gone() and _said(ear, attempt, "remove"), seconds=_SECONDS, patient=True)
+    if gone or plug.gone():
         return replace(attempt, removed=True)
     return replace(attempt, removed=False, error=f"the guest did not let go within {_SECONDS:g} s")
 

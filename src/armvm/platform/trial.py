@@ -11,26 +11,29 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armvm.disk.detect import open_disk
-from armvm.disk.qcow2_write import write_overlay
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.firmware.varstore import new_instance_store
 from armvm.machine.console_text import ConsoleText
-from armvm.machine.definition import Bus, Console, DiskDevice, HardwareDescription, Machine, VariablesFile, Writes
+from armvm.machine.definition import Bus, Console, HardwareDescription, Machine, VariablesFile
 from armvm.machine.qemu.backend import Qemu
 from armvm.platform.host import HotplugRecord
 from armvm.platform.linux_disk import build_linux_disk
 from armvm.platform.listening import Ear
-from armvm.platform.plugging import plug
 from armvm.platform.probe_disk import ProbeConfig, build_probe_disk, read_probe_disk, scratch_folder
+from armvm.platform.trial_host import trial_host
 from armvm.printable import printable
 from armvm.probe.kernels import GuestKernel
 from armvm.probe.report import After, PlatformObservation, Sitting, observe
 from armvm.probe.wire import Run, Speaker, decode
 from armvm.units import MIB
+
+if TYPE_CHECKING:
+    from armvm.machine.xen.backend import Xen
 
 FULL_RUNS = 2
 _FIRST = "first"
@@ -52,7 +55,7 @@ class TrialResult:
 
 def run_trial(
     machine: Machine,
-    qemu: Qemu,
+    backend: Qemu | Xen,
     *,
     kernel: GuestKernel | None,
     other_state: tuple[Machine, Qemu] | None = None,
@@ -66,7 +69,7 @@ def run_trial(
     raises; MachineError says that the VM could not be started at all.
     """
     with scratch_folder() as folder:
-        trial = _Trial(machine, qemu, folder, progress)
+        trial = _Trial(machine, backend, folder, progress)
         sittings, unchanged = trial.firmware(timestamp)
         failures = {"efi_failure": _silence(sittings[0])}
         if other_state is not None:
@@ -77,7 +80,7 @@ def run_trial(
             sitting, hotplug = trial.linux(kernel, timestamp)
             sittings.append(sitting)
             failures["linux_failure"] = _silence(sitting)
-        name = f"{qemu.program.rsplit('/', 1)[-1]} {machine.state.value}, {machine.firmware.name}"
+        name = f"{trial_host(backend).name} {machine.state.value}, {machine.firmware.name}"
         observation = observe([heard.sitting for heard in sittings], name=name, image_unchanged=unchanged, **failures)
         return TrialResult(observation, hotplug, bytes(trial.console))
 
@@ -91,9 +94,9 @@ class _Heard:
 
 
 class _Trial:
-    def __init__(self, machine: Machine, qemu: Qemu, folder: Path, progress: Progress) -> None:
+    def __init__(self, machine: Machine, backend: Qemu | Xen, folder: Path, progress: Progress) -> None:
         self._machine = machine
-        self._qemu = qemu
+        self._host = trial_host(backend)
         self._folder = folder
         self._progress = progress
         self.console = bytearray()
@@ -120,7 +123,8 @@ class _Trial:
         config = ProbeConfig(runs=1, skip=_NOT_ASKED_OF_THE_OTHER_STATE)
         build_probe_disk(image, config=config, states=[machine.state], timestamp=timestamp)
         self._progress(f"the EFI probe in {machine.state.label}")
-        with qemu.start(replace(machine, disks=(DiskDevice(image, "raw"),))) as session:
+        host = trial_host(qemu)
+        with host.start(replace(machine, disks=(host.passing_disk(image),))) as session:
             ear = Ear(session)
             ear.listen(lambda: False)
         return _Heard(Sitting(decode(bytes(ear.heard)), "other state"), bytes(ear.heard))
@@ -129,25 +133,21 @@ class _Trial:
         """Linux with hotplug, where the machine takes devices."""
         image = self._folder / "linux.img"
         build_linux_disk(image, kernel, state=self._machine.state, console=self._machine.console, timestamp=timestamp)
-        disk = DiskDevice(image, "raw", writes=Writes.DISCARDED)
         scsi = self._machine.state is ExecutionState.AARCH32 and self._machine.bus is Bus.PCI
-        machine = replace(self._machine, disks=(disk,), scsi_controller=scsi)
+        machine = replace(self._machine, disks=(self._host.passing_disk(image),), scsi_controller=scsi)
         self._progress(f"Linux ({kernel.source}) by {_described(machine.description)}, with hotplug")
-        with self._qemu.start(machine) as session:
+        with self._host.start(machine) as session:
             ear = Ear(session)
             hotplug = None
             if ear.listen(lambda: any(record.type == "ready" for record in ear.records(Speaker.LINUX)), patient=True):
-                hotplug = plug(session, ear, machine, self._folder)
+                hotplug = self._host.plug(session, ear, machine, self._folder)
             session.send(b"armvm:end\n")
             ear.listen(lambda: False, patient=True)
         self.console += ear.heard
         return _Heard(Sitting(decode(bytes(ear.heard)), "linux"), bytes(ear.heard)), hotplug
 
     def _instance(self, image: Path, name: str) -> Machine:
-        """A new instance of ``image``: an overlay and a variable store of its own."""
-        overlay = self._folder / f"{name}.qcow2"
-        with overlay.open("xb") as file:
-            write_overlay(file, backing_path=image.name, backing_format="raw", size_bytes=image.stat().st_size)
+        """A new instance of ``image``: a disk and a variable store of its own."""
         variables = None
         if self._machine.firmware.keeps_variables:
             store = self._folder / f"{name}.fd"
@@ -155,13 +155,13 @@ class _Trial:
                 file.write(new_instance_store())
                 file.truncate(FLASH_SIZE_BYTES)
             variables = VariablesFile(store, "raw")
-        disk = DiskDevice(overlay, "qcow2", writes=Writes.KEPT)
+        disk = self._host.own_disk(image, self._folder / name)
         return replace(self._machine, disks=(disk,), variables=variables)
 
     def _sit(self, machine: Machine, instance: str, after: After | None, what: str, *, until: int | None) -> _Heard:
         """Start the VM and listen until it powers off, or until run ``until`` is complete: then it is killed."""
         self._progress(what)
-        with self._qemu.start(machine) as session:
+        with self._host.start(machine) as session:
             ear = Ear(session)
             ear.listen(lambda: until is not None and ear.completed(until))
             if until is not None:

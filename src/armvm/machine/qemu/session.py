@@ -107,6 +107,10 @@ class QemuSession:
             with suppress(MachineError):  # QEMU is going already: the next poll says so
                 self._qmp.tell("system_powerdown")
 
+    def reset(self) -> None:
+        """Press the reset button. Raises MachineError when QEMU refuses."""
+        self._qmp.execute("system_reset")
+
     def end(self) -> None:
         """End QEMU at once; what the guest has written to its disks is kept. Ending twice is no error."""
         self._over = True

@@ -29,8 +29,10 @@ _XL_SECONDS = 120.0
 _READ_BYTES = 65536
 _LAST_WORDS_SECONDS = 1.0
 """How long the console of a domain that went down is listened to: xenconsoled hands on what the domain said last."""
-_LOOK_SECONDS = 1.0
-"""How often Xen is asked whether the domain is still up. Each time costs a process, and the guest wants the processor."""
+_LOOK_SECONDS = 30.0
+"""How often Xen is asked whether the domain is still up although xenstore has said nothing of an end."""
+_RELEASE = "@releaseDomain"
+"""What xenstored says whenever a domain goes down (Xen, docs/misc/xenstore.txt, WATCH)."""
 _POWEROFF, _REBOOT = "0", "1"
 """Reasons of a shutdown (Xen, xen/include/public/sched.h)."""
 _REASONS = {"2": "was suspended", "3": "crashed", "4": "was ended by its watchdog"}
@@ -52,8 +54,8 @@ class XenSession:
         self._over = False
         self._looked = 0.0
         self._console: Child | None = None
-        xl = require_program("xl")
-        self._watchdog = _start_watchdog(xl, name, hold)
+        self._releases: Child | None = None
+        self._watchdog = _start_watchdog(require_program("xl"), name, hold)
         try:
             self._create()
         except BaseException:
@@ -74,9 +76,10 @@ class XenSession:
             return []
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
-            wait = _LOOK_SECONDS if deadline is None else max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic()))
-            events = self._wait(wait, watch)
-            if not events and time.monotonic() - self._looked >= _LOOK_SECONDS:
+            look_at = self._looked + _LOOK_SECONDS
+            until = look_at if deadline is None else min(look_at, deadline)
+            events = self._wait(max(0.0, until - time.monotonic()), watch)
+            if not events and time.monotonic() >= look_at:
                 events = self._look()
             if events or (deadline is not None and time.monotonic() >= deadline):
                 return events
@@ -107,6 +110,8 @@ class XenSession:
             return
         self._over = True
         self._destroy()
+        if self._releases is not None:
+            self._releases.kill()
         with suppress(OSError, subprocess.TimeoutExpired):
             self._watchdog.communicate(b"over\n", timeout=_XL_SECONDS)
 
@@ -121,6 +126,8 @@ class XenSession:
             path = Path(folder) / "domain.cfg"
             path.write_text(self._configuration, encoding="ascii")
             xl("create", "-p", "-e", str(path))
+        if self._releases is None:
+            self._releases = Child([require_program("xenstore-watch"), _RELEASE], inherit=())
         self._console = Child([require_program("xl"), "console", "-t", "pv", self.name], inherit=())
         xl("unpause", self.name)
         self._looked = time.monotonic()
@@ -133,8 +140,10 @@ class XenSession:
             console.kill()
 
     def _wait(self, seconds: float, watch: Sequence[int]) -> list[Event]:
-        console = self._console
+        console, releases = self._console, self._releases
         with selectors.DefaultSelector() as selector:
+            if releases is not None:
+                selector.register(releases.output, selectors.EVENT_READ)
             if console is not None:
                 selector.register(console.output, selectors.EVENT_READ)
                 if self._pending:
@@ -152,6 +161,11 @@ class XenSession:
                 self._flush()
             if console.output.fileno() in ready:
                 events += self._heard()
+        if releases is not None and releases.output.fileno() in ready and not self._over:
+            if not releases.output.read(_READ_BYTES):  # it has ended: what is left is to look now and then
+                releases.kill()
+                self._releases = None
+            events += self._look()
         return events + [Readable(descriptor) for descriptor in watch if descriptor in ready]
 
     def _heard(self) -> list[Event]:
