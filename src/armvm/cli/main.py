@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "repair": ("armvm.cli.repair", "say how to make a disk image conform, or make it conform"),
     "run": ("armvm.cli.run", "boot a disk image on a conforming virtual machine"),
     "probe": ("armvm.cli.probe", "judge a platform from inside the VM: this machine's, or any hypervisor's"),
+    "lab": ("armvm.cli.lab", "boot images on real KVM and Xen without ARM hardware, under emulation"),
     "vars": ("armvm.cli.vars", "read and edit the UEFI variables of a kept instance"),
     "spec": ("armvm.cli.spec", "list and explain the requirements"),
     "doctor": ("armvm.cli.doctor", "say what this machine can run, and how to install what is missing"),

@@ -174,7 +174,7 @@ def _become(command: Sequence[str], saying: int, noting: int) -> None:
         os.closerange(3, 256)
         if command[0] != "armvm":
             os.execvp(command[0], list(command))  # noqa: S606 - a command of ours, no shell
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
         code = importlib.import_module(_ENTRY).main(list(command[1:]))
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - the last net before the process is gone

@@ -90,6 +90,7 @@ class Extracted:
     """What was taken out of the packages, in the cache. ``digests`` are SHA-256, by file name."""
 
     folder: Path
+    kernel_release: str
     digests: Mapping[str, str]
 
     @property
@@ -122,11 +123,12 @@ def find_extracted(choice: PackageChoice, cache: Path) -> Extracted | None:
     folder = cache / f"packages-{choice.key}"
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes()[: 1 << 16])
+        release = str(manifest["kernel"])
         digests = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
     whole = {"kernel", "root.cpio"} <= set(digests) and all((folder / name).is_file() for name in digests)
-    return Extracted(folder, digests) if whole else None
+    return Extracted(folder, release, digests) if whole else None
 
 
 def extract(choice: PackageChoice, cache: Path, *, notes: Notes) -> Extracted:
@@ -200,7 +202,7 @@ def _take(choice: PackageChoice, everything: Path, scratch: Path, folder: Path) 
     digests = {name: _digest(folder / name) for name in (*beside, "root.cpio")}
     manifest = {"packages": choice.packages, "release": choice.release, "kernel": release, "sha256": digests}
     write_file(folder / "manifest.json", json.dumps(manifest, indent=2).encode() + b"\n", mode=0o600)
-    return Extracted(folder, digests)
+    return Extracted(folder, release, digests)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import armvm
-from armvm.atomic import replacing, write_file
+from armvm.atomic import replacing
 from armvm.errors import MissingError
 from armvm.lab.initramfs import CpioWriter
 from armvm.lab.packages import Extracted
@@ -62,30 +60,11 @@ def _armvm() -> Iterator[tuple[str, HostFile]]:
         )
 
 
-def host_key(recipe: HostRecipe, extracted: Extracted, own: bytes) -> str:
-    """What names the built host: the same key, the same bytes."""
-    parts = (recipe.kind.value, sorted(extracted.digests.items()), hashlib.sha256(own).hexdigest())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def find_host(folder: Path, beside: Mapping[str, str]) -> HostFiles | None:
-    """The built host in ``folder``, when it is whole."""
-    files = HostFiles(folder / "kernel", folder / "initrd", {name: folder / name for name in beside})
-    whole = (folder / "manifest.json").is_file()
-    return files if whole and all(path.is_file() for path in (files.kernel, files.initrd, *files.beside.values())) else None
-
-
-def build_host(folder: Path, extracted: Extracted, own: bytes, beside: Mapping[str, str]) -> HostFiles:
-    """Put the built host into ``folder``, which the caller holds the lock of. Raises OutputError."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for name in ("kernel", *beside):
-        with replacing(folder / name, mode=0o600) as file, (extracted.folder / name).open("rb") as source:
-            shutil.copyfileobj(source, file, _CHUNK)
-    with replacing(folder / "initrd", mode=0o600) as file:
+def build_host(folder: Path, extracted: Extracted, own: bytes, beside: Iterable[str]) -> HostFiles:
+    """Put the initial RAM disk into ``folder``; the rest stands where it was extracted. Raises OutputError."""
+    initrd = folder / "initrd"
+    with replacing(initrd, mode=0o600) as file:
         with extracted.root.open("rb") as source:
             shutil.copyfileobj(source, file, _CHUNK)
         file.write(own)
-    write_file(folder / "manifest.json", json.dumps({"packages": dict(extracted.digests)}).encode() + b"\n", mode=0o600)
-    files = find_host(folder, beside)
-    assert files is not None  # noqa: S101 - they were just written
-    return files
+    return HostFiles(extracted.kernel, initrd, {name: extracted.folder / name for name in beside})
