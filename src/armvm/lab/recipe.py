@@ -8,7 +8,7 @@ of our own. It is booted once under emulation, warmed, and frozen; every use res
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -134,6 +134,13 @@ class LabHost(Protocol):
     def required(self) -> tuple[str, ...]:
         """The requirements of the specification that an image must meet to boot on this hypervisor and perhaps on no
         other (``guest.virtio-pci``, ``guest.xen-pv`` …): where a boot fails, these are looked at to say why."""
+        ...
+
+    def prepare(self, notes: Callable[[str], None]) -> None:
+        """Make, once, what goes into it and no package holds; may take minutes, and says so.
+
+        Raises MissingError for what that takes, InputError and ProgramError when it cannot be had.
+        """
         ...
 
     def recipe(self) -> HostRecipe:

@@ -6,12 +6,15 @@ memory and says so in the device tree (Xen, docs/misc/arm/device-tree/booting.tx
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from armvm.errors import MissingError
 from armvm.execution import ExecutionState
 from armvm.lab.recipe import GuestRequest, HostFile, HostFiles, HostKind, HostRecipe, Task
+from armvm.lab.store import cache_folder, holding, make_folder
 from armvm.lab.xen_domain import BLOCK_SCRIPT, FIRMWARE, VIF_SCRIPT
-from armvm.lab.xen_firmware import build_xen_firmware
+from armvm.lab.xen_firmware import build_xen_firmware, firmware_path
 from armvm.machine.xen.backend import firmware_problems
 from armvm.probe.initramfs import WANTED_MODULES
 from armvm.units import GIB, MIB
@@ -91,16 +94,20 @@ class XenHost:
     states = (ExecutionState.AARCH64,)
     required = ("guest.xen-pv", "guest.console-xen")
 
-    def recipe(self) -> HostRecipe:
-        """Debian's Xen and its tools. The firmware of its domains is built first, where it is not kept from before.
+    def prepare(self, notes: Callable[[str], None]) -> None:
+        """Build the firmware of its domains, where it is not kept from before."""
+        cache = make_folder(cache_folder())
+        if all(firmware_path(state, cache).is_file() for state in self.states):
+            return
+        with holding(cache / "making"):
+            for state in self.states:
+                build_xen_firmware(state, cache, notes=notes)
 
-        Raises MissingError for what that takes, InputError and ProgramError when it cannot be had.
-        """
+    def recipe(self) -> HostRecipe:
+        """Debian's Xen and its tools, and the firmware. Raises MissingError when that was not built."""
         version = _VERSIONS[_RELEASE]
         tools = ("xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "xenctx")
-        firmware = {
-            FIRMWARE[state]: HostFile(build_xen_firmware(state, cache_folder()).read_bytes()) for state in self.states
-        }
+        firmware = {FIRMWARE[state]: HostFile(_built(state)) for state in self.states}
         return HostRecipe(
             kind=self.kind,
             packages=(f"xen-hypervisor-{version}-arm64", f"xen-utils-{version}", "xenstore-utils", "dmsetup"),
@@ -115,7 +122,7 @@ class XenHost:
             ),
             kept_modules=WANTED_MODULES,
             setup=_SETUP.format(version=version),
-            warm=(("xl", "info"), ("python3", "-m", "armvm.lab.xen_domain", "--help")),
+            warm=(("xl", "info"), ("armvm", "doctor")),
             files={
                 f"etc/xen/scripts/{BLOCK_SCRIPT}": HostFile(_BLOCK.encode(), program=True),
                 f"etc/xen/scripts/{VIF_SCRIPT}": HostFile(_VIF.encode(), program=True),
@@ -174,12 +181,15 @@ class XenHost:
         return Task(_command("probe", *options), timeout_seconds, {"report": _REPORT, "console": _CONSOLE})
 
 
-def cache_folder() -> Path:
-    """Where the firmware is kept, with everything else of the lab."""
-    import os
-
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "armvm" / "lab"
+def _built(state: ExecutionState) -> bytes:
+    try:
+        return firmware_path(state, cache_folder()).read_bytes()
+    except OSError:
+        raise MissingError(
+            f"the UEFI firmware of {state.label} domains of Xen was not built",
+            component="xen-firmware",
+            hint="armvm lab up xen",
+        ) from None
 
 
 def _command(*words: str) -> tuple[str, ...]:

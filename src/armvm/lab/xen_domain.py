@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from armvm.errors import ArmvmError, GuestError, InputError
+from armvm.errors import ArmvmError, GuestError, InputError, MachineError
 from armvm.execution import ExecutionState
 from armvm.lab.recipe import IMAGE_DISK
 from armvm.machine.definition import Bus, Console, DiskDevice, Machine, Writes
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.action(options, find_xen(HOST))
     except ArmvmError as error:
-        _say(error.message if error.hint is None else f"{error.message} ({error.hint})")
+        _say(f"armvm: {error.message}" if error.hint is None else f"armvm: {error.message} ({error.hint})")
         return error.exit_code
     return code
 
@@ -87,7 +87,10 @@ def _boot(options: argparse.Namespace, xen: Xen) -> int:
             until=until,
             timeout_seconds=options.timeout,
         )
-        outcome = conversation.run()
+        try:
+            outcome = conversation.run()
+        except MachineError as error:
+            raise GuestError(error.message, console_tail=conversation.text.tail) from error
     if outcome is Outcome.MATCHED or (outcome is Outcome.POWERED_OFF and until is None):
         return 0
     what = outcome.value
