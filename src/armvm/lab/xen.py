@@ -122,7 +122,7 @@ class XenHost:
             ),
             kept_modules=WANTED_MODULES,
             setup=_SETUP.format(version=version),
-            warm=(("xl", "info"), ("armvm", "doctor")),
+            warm=(("xl", "info"), ("xl", "list")),
             files={
                 f"etc/xen/scripts/{BLOCK_SCRIPT}": HostFile(_BLOCK.encode(), program=True),
                 f"etc/xen/scripts/{VIF_SCRIPT}": HostFile(_VIF.encode(), program=True),
@@ -135,7 +135,7 @@ class XenHost:
 
     def arguments(self, files: HostFiles) -> tuple[str, ...]:
         """Xen is started directly, at EL2."""
-        xen = f"dom0_mem={_CONTROL_BYTES // MIB}M console=dtuart dtuart=/pl011@9000000 sched=credit noreboot"
+        xen = f"dom0_mem={_CONTROL_BYTES // MIB}M console=dtuart dtuart=/pl011@9000000 sched=credit bootscrub=0 noreboot"
         dom0 = "console=hvc0 rdinit=/init quiet panic=-1"
         kernel = f"guest-loader,addr={_KERNEL_AT:#x},kernel={_option(files.kernel)},bootargs={dom0}"
         return (

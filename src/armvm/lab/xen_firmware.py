@@ -167,7 +167,14 @@ def _require_source(path: Path) -> None:
 def _unpack(archive: Path, scratch: Path) -> Path:
     """The source's tree. What it holds is known by its hash: the limits are for a change of that."""
     with tarfile.open(archive) as tar:
-        tar.extractall(scratch, members=_plain(tar), filter="data" if hasattr(tarfile, "data_filter") else None)
+        for member in _plain(tar):
+            path = scratch / member.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source = tar.extractfile(member)
+            assert source is not None  # noqa: S101 - it is a regular file
+            with source, path.open("xb") as file:
+                shutil.copyfileobj(source, file, MIB)
+            path.chmod(0o700 if member.mode & 0o100 else 0o600)
     return scratch / SOURCE.folder
 
 
@@ -178,7 +185,7 @@ def _plain(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         parts = member.name.split("/")
         if count > _MOST_MEMBERS or size > _MOST_UNPACKED_BYTES or parts[0] != SOURCE.folder or ".." in parts:
             raise InputError("not a source as expected", subject="EDK2", found=printable(member.name))
-        if member.isreg() or member.isdir():
+        if member.isreg():
             yield member
 
 

@@ -2,8 +2,8 @@
 
 Choices that matter, and why:
 
-* ``type="pvh"``: on ARM every domain is one; EDK2's ArmVirtXen stands in the kernel's place, finds the disk on the Xen PV
-  bus and boots it as any UEFI firmware does. Xen tells AArch64 from AArch32 by the header of that file.
+* ``type="pvh"``: on ARM every domain is one; EDK2's ArmVirtXen stands in the kernel's place, finds the disk on the Xen
+  PV bus and boots it as any UEFI firmware does. Xen tells AArch64 from AArch32 by the header of that file.
 * ``on_reboot="preserve"`` and the like: whoever started the domain sees why it went down, takes it away, and starts it
   anew where it asked for that. A configuration that is exported has xl do that itself (``standalone``).
 * ``target=`` comes last in a disk's description: it takes the rest of it, whatever is in a file's name
@@ -90,7 +90,7 @@ def _disk_problems(disk: DiskDevice) -> list[str]:
     if disk.writes is Writes.DISCARDED:
         found.append(f"{disk.path}: Xen keeps what the guest writes to a disk, or lets it write nothing")
     if not str(disk.path).isprintable():
-        found.append(f"{str(disk.path)!r}: a name with control characters cannot be written into an xl configuration")
+        found.append(f"{str(disk.path)!r}: a name with unprintable characters cannot stand in an xl configuration")
     return found
 
 
@@ -198,17 +198,12 @@ def device_name(index: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string in the configuration's syntax; bytes that are not plain ASCII as escapes (Xen, libxlu_cfg_l.l)."""
-    shown = []
-    for byte in text.encode("utf-8", "surrogateescape"):
-        character = chr(byte)
-        if character in '"\\':
-            shown.append(f"\\{character}")
-        elif 0x20 <= byte < 0x7F:
-            shown.append(character)
-        else:
-            shown.append(f"\\x{byte:02x}")
-    return f'"{"".join(shown)}"'
+    """A string in the configuration's syntax (Xen, libxlu_cfg_l.l), of printable characters only.
+
+    xl takes any byte but a line feed as it is; its numeric escapes are broken (4.17 refuses ``\\x41``).
+    """
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _list(name: str, entries: list[str]) -> str:

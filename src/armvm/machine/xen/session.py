@@ -1,7 +1,7 @@
 """A running Xen domain: its PV console and its end behind the Session protocol.
 
-xl starts the domain paused, its console is taken up, then it runs: not a byte is lost. xl itself does not watch it
-(``create -e``): a domain that goes down is kept by Xen with the reason, until we have read that and taken it away.
+The domain starts paused and runs once its console is being taken up; until that is there, xenconsoled keeps what it
+says. xl itself does not watch it (``create -e``): a domain that goes down is kept by Xen with the reason, until we have read that and taken it away.
 A shell that waits on a pipe to us does the same if we die.
 """
 
@@ -124,7 +124,7 @@ class XenSession:
     def _create(self) -> None:
         with tempfile.TemporaryDirectory(prefix="armvm-xen-") as folder:
             path = Path(folder) / "domain.cfg"
-            path.write_text(self._configuration, encoding="ascii")
+            path.write_text(self._configuration, encoding="utf-8")
             xl("create", "-p", "-e", str(path))
         if self._releases is None:
             self._releases = Child([require_program("xenstore-watch"), _RELEASE], inherit=())
@@ -181,7 +181,10 @@ class XenSession:
             return [ConsoleOutput(data)]
         self._console = None
         console.kill()
-        return self._look()
+        events = self._look()
+        if not events and not self._over:
+            raise MachineError("the console of the Xen domain is gone, and the domain is not", output_tail=console.errors)
+        return events
 
     def _flush(self) -> None:
         console = self._console
