@@ -15,8 +15,8 @@ case $1 in
 create)
   [ ! -e "$D/refuse" ] || {{ echo "libxl: warning: x" >&2; echo "libxl: error: no memory" >&2; echo "more" >&2; exit 3; }}
   cp "$4" "$D/config"
-  sed -n 's/^name = "\(.*\)"/\1/p' "$4" >"$D/running"
   rm -f "$D/reason"
+  sed -n 's/^name = "\(.*\)"/\1/p' "$4" >"$D/running"
   ;;
 console) cat "$D/says"; exec 3>&1; exec cat >>"$D/typed" ;;
 list)
