@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from armvm.lab.boot import BootResult
     from armvm.lab.store import Frozen
 
-DESCRIPTION = """Boots images on real KVM and real Xen without ARM hardware: QEMU emulates an ARM machine with virtualization
-extensions, on which Debian runs with the hypervisor and this armvm.
+DESCRIPTION = """Boots images on real KVM and real Xen without ARM hardware: QEMU emulates an ARM machine with
+virtualization extensions, on which Debian runs with the hypervisor and this armvm.
 
 `up` makes such a host once and freezes it; `run` resumes it within seconds, boots an image in it (or judges its
 hypervisor with the probe) and ends it. Nothing runs between commands, and an image is never written to."""
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     up = action(
         "up",
         "make a nested host, or say that it is there",
-        "Fetch what the host is made of (Debian's arm64 packages, with mmdebstrap; this machine's own packages stay as\n"
-        "they are), boot it under emulation, and freeze it. It is made anew when armvm or QEMU changes.",
+        "Fetch what the host is made of (Debian's arm64 packages, with mmdebstrap; this machine's own packages stay\n"
+        "as they are), boot it under emulation, and freeze it. It is made anew when armvm or QEMU changes.",
         "  armvm lab up kvm\n  armvm lab up xen --renew",
         _up,
     )
@@ -82,7 +82,8 @@ def _add_run(action: Callable[..., Any]) -> None:
         "boot an image on a nested hypervisor, or judge that with the probe",
         "Boot an image on a nested hypervisor, its console on standard output, and say whether it came to what was\n"
         "asked: that the console says what matches --until, else that the guest powers off. The image is plugged into\n"
-        "the host byte for byte and for reading only. --probe judges the hypervisor (after the image, if one is given).\n\n"
+        "the host byte for byte and for reading only. --probe judges the hypervisor, after the image if there is one.\n"
+        "\n"
         "Exit code 0: the guest did it, and the probe's report has no failure. 1: it did not.",
         "  armvm lab run kvm disk.raw --until 'login:'\n  armvm lab run kvm disk.raw --arch aarch32 --json\n"
         "  armvm lab run kvm --probe -o json:kvm.json",
@@ -123,7 +124,10 @@ def _up(options: argparse.Namespace) -> int:
     from armvm.units import format_size
 
     kind = HostKind(options.host)
-    with ending_on_signals(), ready_host(lab_host(kind), renew=options.renew, notes=notes(quiet=options.quiet)) as ready:
+    with (
+        ending_on_signals(),
+        ready_host(lab_host(kind), renew=options.renew, notes=notes(quiet=options.quiet)) as ready,
+    ):
         size = format_size(ready.frozen.state_bytes)
         if not options.quiet:
             print(f"{kind.value}: ready, Linux {ready.frozen.kernel}, {ready.frozen.emulator}, {size}")
@@ -132,7 +136,7 @@ def _up(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from armvm.cli.terminal import notes
-    from armvm.lab.boot import boot_image, judge_hypervisor, require_possible, request_for
+    from armvm.lab.boot import boot_image, judge_hypervisor, request_for, require_possible
     from armvm.lab.hosts import lab_host
     from armvm.machine.terminal import ending_on_signals
 

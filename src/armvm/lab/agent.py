@@ -116,9 +116,8 @@ def _await_image(target: int) -> None:
     while time.monotonic() < deadline:
         for device in Path("/sys/block").glob("sd*"):
             if (device / "device").resolve().name.split(":")[2] == str(target) and Path("/dev", device.name).exists():
-                with suppress(FileNotFoundError):
-                    os.unlink(IMAGE_DISK)
-                os.symlink(f"/dev/{device.name}", IMAGE_DISK)
+                Path(IMAGE_DISK).unlink(missing_ok=True)
+                Path(IMAGE_DISK).symlink_to(f"/dev/{device.name}")
                 return
         time.sleep(_PAUSE_SECONDS)
     raise OSError(f"the image did not come up as a SCSI disk within {_DISK_SECONDS:g} s")

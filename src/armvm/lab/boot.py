@@ -96,10 +96,11 @@ def boot_image(
     said: Said = lambda _data: None,
     notes: Notes = lambda _line: None,
 ) -> BootResult:
-    """Boot ``request.image`` in ``host``, which is made first where it is not there. ``said`` takes the guest's console.
+    """Boot ``request.image`` in ``host``, which is made first where it is not there.
 
-    With ``verify`` the image is hashed before and after. Raises UsageError for what this host cannot do, before
-    anything is started; MachineError when the host itself fails. A guest that does not boot is a result.
+    ``said`` takes the guest's console. With ``verify`` the image is hashed before and after. Raises UsageError for what
+    this host cannot do, before anything is started; MachineError when the host itself fails. A guest that does not boot
+    is a result.
     """
     require_possible(host.problems(request))
     digest = _digest(request.image) if verify else None
@@ -225,5 +226,3 @@ def _digest(path: Path) -> Sha256:
         while chunk := file.read(MIB):
             digest.update(chunk)
     return digest.hexdigest()
-
-

@@ -8,7 +8,6 @@ host's root is in its memory, and no disk belongs to it.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import select
 import socket

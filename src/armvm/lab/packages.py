@@ -208,7 +208,7 @@ def _take(choice: PackageChoice, everything: Path, scratch: Path, folder: Path) 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     for count, member in enumerate(tar):
         if count > _MOST_MEMBERS:
-            raise InputError("more files than any choice of packages has", subject=tar.name and str(tar.name))
+            raise InputError("more files than any choice of packages has", subject="Debian's packages")
         name = member.name.removeprefix("./").strip("/")
         if name and not {"", ".", ".."} & set(name.split("/")):
             yield name, member
@@ -263,9 +263,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda path: expression.match(path) is not None
 
 
-def _unpack_modules(
-    tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], scratch: Path, release: str
-) -> Path:
+def _unpack_modules(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], scratch: Path, release: str) -> Path:
     """The kernel's modules as files, where what they need can be read; the folder is a lib/modules/RELEASE."""
     prefix = f"lib/modules/{release}/"
     folder = scratch / prefix

@@ -132,8 +132,10 @@ class LabHost(Protocol):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The requirements of the specification that an image must meet to boot on this hypervisor and perhaps on no
-        other (``guest.virtio-pci``, ``guest.xen-pv`` …): where a boot fails, these are looked at to say why."""
+        """The requirements that an image must meet to boot on this hypervisor (``guest.virtio-pci``, ``guest.xen-pv``).
+
+        Where a boot fails, these are looked at to say why.
+        """
         ...
 
     def prepare(self, notes: Callable[[str], None]) -> None:

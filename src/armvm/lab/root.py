@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import armvm
+from armvm import version
 from armvm.atomic import replacing
 from armvm.errors import MissingError
 from armvm.lab.initramfs import CpioWriter
@@ -41,7 +41,7 @@ def own_archive(recipe: HostRecipe) -> bytes:
 
 def _armvm() -> Iterator[tuple[str, HostFile]]:
     """This armvm, by path below its folder: the code, its data, the probe's programs."""
-    top = Path(armvm.__file__).parent
+    top = Path(version.__file__).parent
     programs = 0
     for folder, folders, names in os.walk(top):
         folders[:] = sorted(name for name in folders if name != "__pycache__")

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from armvm.atomic import write_file
@@ -47,7 +47,7 @@ class Frozen:
     memory_bytes: int
     state_bytes: int
     created: int
-    made_in_seconds: float
+    made_in_seconds: float | int
 
 
 def cache_folder() -> Path:
@@ -69,7 +69,7 @@ def read_frozen(kind: HostKind) -> Frozen | None:
             value = json.loads(file.read(_MOST_MANIFEST_BYTES))
         frozen = Frozen(**value)
         whole = frozen.state_bytes == (folder / "state").stat().st_size
-        sound = isinstance(frozen.key, str) and isinstance(frozen.created, int) and isinstance(frozen.kernel, str)
+        sound = all(type(value[field.name]).__name__ in field.type for field in fields(Frozen))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return frozen if whole and sound else None
@@ -113,7 +113,7 @@ def holding(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder in ``folder``, whose ``making`` lock the caller holds; gone afterwards, and what killed ones left too."""
+    """A folder in ``folder``, whose ``making`` lock the caller holds; gone afterwards, with what killed ones left."""
     for left in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
     scratch = make_folder(folder / f"{SCRATCH}{os.getpid()}")

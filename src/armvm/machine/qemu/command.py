@@ -213,6 +213,10 @@ def _device(name: str, bus: Bus, slot: int) -> str:
 
 
 def _file(path: Path, form: str) -> str:
-    """A file as QEMU's option syntax has it: relative to nothing, no protocol, commas doubled."""
+    """A file as QEMU's option syntax has it: relative to nothing, no protocol, commas doubled.
+
+    Whether it is a block device is the one thing that is looked at: QEMU has another driver for these.
+    """
     name = str(path.absolute()).replace(",", ",,")
-    return f"driver={form},file.driver=file,file.filename={name}"
+    driver = "host_device" if path.is_block_device() else "file"
+    return f"driver={form},file.driver={driver},file.filename={name}"
