@@ -1,7 +1,7 @@
 """Stand-ins for xl and xenstore-watch: a Xen whose domain does what a test says, one state file at a time.
 
-The folder holds ``running`` (the domain's name, while it is there), ``reason`` (once it is down), ``calls`` (what xl was
-told, one line each), ``typed`` (what came in on the console) and ``says`` (what the domain says when it starts).
+The folder holds ``running`` (the domain's name, while it is there), ``reason`` (once it is down), ``calls`` (what xl
+was told, one line each), ``typed`` (what came in on the console) and ``says`` (what the domain says when it starts).
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ D={folder}
 echo "$@" >>"$D/calls"
 case $1 in
 create)
-  [ ! -e "$D/refuse" ] || {{ echo "libxl: warning: x" >&2; echo "libxl: error: no memory" >&2; echo "more" >&2; exit 3; }}
+  if [ -e "$D/refuse" ]; then
+    printf '%s\n' "libxl: warning: x" "libxl: error: no memory" "more" >&2
+    exit 3
+  fi
   cp "$4" "$D/config"
   rm -f "$D/reason"
   sed -n 's/^name = "\(.*\)"/\1/p' "$4" >"$D/running"

@@ -41,6 +41,8 @@ _CHUNK_SECTORS = 8
 _RENDERER = "armvm.report.json"
 """By name: rendering a report is another room's, which stands above this one."""
 _PROBE_BYTES = 512 * MIB
+_PATIENCE = 4.0
+"""A domain of an emulated machine takes its time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +160,7 @@ def _probe(options: argparse.Namespace, xen: Xen) -> int:
     machine = domain_machine(options.state, memory_bytes=_PROBE_BYTES)
     kernel = find_guest_kernel(options.state, home=Path("/root"))
     now = datetime.now(UTC).replace(microsecond=0)
-    result = run_trial(machine, xen, kernel=kernel, timestamp=int(now.timestamp()), progress=_say)
+    result = run_trial(machine, xen, kernel=kernel, timestamp=int(now.timestamp()), patience=_PATIENCE, progress=_say)
     options.log.write_bytes(result.console)
     known = replace(expected_machine(machine), disks=1)
     report = check_platform(result.observation, profile=options.profile, machine=known, hotplug=result.hotplug)

@@ -60,16 +60,17 @@ def run_trial(
     kernel: GuestKernel | None,
     other_state: tuple[Machine, Qemu] | None = None,
     timestamp: int,
+    patience: float = 1.0,
     progress: Progress = lambda _line: None,
 ) -> TrialResult:
     """Boot the probes on ``machine`` (its disks are replaced by theirs) and keep what they say.
 
     Without ``kernel`` there is no Linux probe, and what only it can show stays unknown. ``other_state`` is the same
-    kind of VM in the other execution state, which the EFI probe is briefly booted on. What the probes report never
-    raises; MachineError says that the VM could not be started at all.
+    kind of VM in the other execution state, which the EFI probe is briefly booted on. ``patience`` multiplies every
+    wait. What the probes report never raises; MachineError says that the VM could not be started at all.
     """
     with scratch_folder() as folder:
-        trial = _Trial(machine, backend, folder, progress)
+        trial = _Trial(machine, backend, folder, progress, patience)
         sittings, unchanged = trial.firmware(timestamp)
         failures = {"efi_failure": _silence(sittings[0])}
         if other_state is not None:
@@ -94,7 +95,10 @@ class _Heard:
 
 
 class _Trial:
-    def __init__(self, machine: Machine, backend: Qemu | Xen, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, machine: Machine, backend: Qemu | Xen, folder: Path, progress: Progress, patience: float
+    ) -> None:
+        self._patience = patience
         self._machine = machine
         self._host = trial_host(backend)
         self._folder = folder
@@ -125,7 +129,7 @@ class _Trial:
         self._progress(f"the EFI probe in {machine.state.label}")
         host = trial_host(qemu)
         with host.start(replace(machine, disks=(host.passing_disk(image),))) as session:
-            ear = Ear(session)
+            ear = Ear(session, patience=self._patience)
             ear.listen(lambda: False)
         return _Heard(Sitting(decode(bytes(ear.heard)), "other state"), bytes(ear.heard))
 
@@ -137,7 +141,7 @@ class _Trial:
         machine = replace(self._machine, disks=(self._host.passing_disk(image),), scsi_controller=scsi)
         self._progress(f"Linux ({kernel.source}) by {_described(machine.description)}, with hotplug")
         with self._host.start(machine) as session:
-            ear = Ear(session)
+            ear = Ear(session, patience=self._patience)
             hotplug = None
             if ear.listen(lambda: any(record.type == "ready" for record in ear.records(Speaker.LINUX)), patient=True):
                 hotplug = self._host.plug(session, ear, machine, self._folder)
@@ -162,7 +166,7 @@ class _Trial:
         """Start the VM and listen until it powers off, or until run ``until`` is complete: then it is killed."""
         self._progress(what)
         with self._host.start(machine) as session:
-            ear = Ear(session)
+            ear = Ear(session, patience=self._patience)
             ear.listen(lambda: until is not None and ear.completed(until))
             if until is not None:
                 session.kill()

@@ -145,7 +145,7 @@ def test_strings_are_escaped() -> None:
 @pytest.mark.parametrize(
     ("name", "good"), [("web", True), ("web-1.x", True), ("7", False), ("", False), ("a b", False), ("-a", False)]
 )
-def test_domain_names(name: str, good: bool) -> None:  # noqa: FBT001 - a table's column
+def test_domain_names(name: str, good: bool) -> None:
     assert is_domain_name(name) is good
 
 

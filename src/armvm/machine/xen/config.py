@@ -198,9 +198,9 @@ def device_name(index: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string in the configuration's syntax (Xen, libxlu_cfg_l.l), of printable characters only.
+    r"""A string in the configuration's syntax (Xen, libxlu_cfg_l.l), of printable characters only.
 
-    xl takes any byte but a line feed as it is; its numeric escapes are broken (4.17 refuses ``\\x41``).
+    xl takes any byte but a line feed as it is; its numeric escapes are broken (4.17 refuses ``\x41``).
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -1,8 +1,8 @@
 """A running Xen domain: its PV console and its end behind the Session protocol.
 
 The domain starts paused and runs once its console is being taken up; until that is there, xenconsoled keeps what it
-says. xl itself does not watch it (``create -e``): a domain that goes down is kept by Xen with the reason, until we have read that and taken it away.
-A shell that waits on a pipe to us does the same if we die.
+says. xl itself does not watch it (``create -e``): a domain that goes down is kept by Xen with the reason, until we have
+read that and taken it away. A shell that waits on a pipe to us does the same if we die.
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ class XenSession:
         console.kill()
         events = self._look()
         if not events and not self._over:
-            raise MachineError("the console of the Xen domain is gone, and the domain is not", output_tail=console.errors)
+            raise MachineError(
+                "the console of the Xen domain is gone, and the domain is not", output_tail=console.errors
+            )
         return events
 
     def _flush(self) -> None:
