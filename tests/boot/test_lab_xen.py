@@ -9,15 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
+from armvm.disk.detect import open_disk
+from armvm.disk.gpt import read_partition_table
 from armvm.execution import ExecutionState
 from armvm.image.build import build_image
 from armvm.image.recipe import KernelRecipe, Recipe
+from armvm.process import run
 from conftest import Armvm
 from tools.kernels import debian_kernel
 from tools.tiny_guest import READY, tiny_initramfs
@@ -108,3 +115,79 @@ def test_an_image_is_not_written_to(lab: Armvm, image: Path, tmp_path: Path) -> 
     shutil.copyfile(image, copy)
     copy.chmod(0o400)
     assert lab("lab", "run", "xen", copy, "--json", timeout_seconds=SECONDS).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real Debian for both states, as test_debian makes it; its root tree stays in the user's cache."""
+    folder = tmp_path_factory.mktemp("debian")
+    hashed = run("openssl", ["passwd", "-6", "-salt", "armvmtest", "secret"], timeout_seconds=30)
+    (folder / "hash").write_bytes(hashed.stdout)
+    words = ["--from", "debian:bookworm", "--pockets", "none", "--ssh", "--hostname", "portable", "--arch", "both"]
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "armvm",
+            "build",
+            "-o",
+            folder / "d.img",
+            *words,
+            "--password-hash-file",
+            folder / "hash",
+        ],
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1750000000"},
+        capture_output=True,
+        text=True,
+        timeout=4800,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder / "d.img"
+
+
+def test_a_real_debian_comes_to_its_login_prompt(lab: Armvm, debian: Path) -> None:
+    before = _digest(debian)
+    result = lab(
+        "lab", "run", "xen", debian, "--until", "portable login: ", "--timeout", "1800", timeout_seconds=SECONDS
+    )
+    assert result.returncode == 0, result.stderr
+    assert "hvc0" in result.stdout
+    assert _digest(debian) == before
+
+
+def test_without_the_xen_disk_driver_it_fails_and_the_reason_is_said(lab: Armvm, debian: Path, tmp_path: Path) -> None:
+    """The initial RAM disk's xen-blkfront under another name: GRUB still loads everything, Linux finds no root."""
+    image = tmp_path / "no-xen.img"
+    run("cp", ["--sparse=always", str(debian), str(image)], timeout_seconds=300)
+    _hide_module(image, "xen-blkfront")
+    result = lab("lab", "run", "xen", image, "--until", "portable login: ", "--timeout", "420", timeout_seconds=SECONDS)
+    assert result.returncode == 1
+    assert "guest.xen-pv" in result.stderr
+    assert "xen_blkfront" in result.stderr
+
+
+def _hide_module(image: Path, name: str) -> None:
+    """Rename a module in the initial RAM disk of ``image``'s arm64 system (a name of the same length)."""
+    with open_disk(image) as disk:
+        table = read_partition_table(disk)
+    for partition in table.partitions:
+        root = f"{image}?offset={partition.first_lba * 512}"
+        listed = run("debugfs", ["-R", "ls -p /boot", root], timeout_seconds=60, check=False).stdout.decode()
+        found = re.search(r"/(initrd\.img-[^/]*-arm64)/", listed)
+        if found is None:
+            continue
+        packed = run("debugfs", ["-R", f"cat /boot/{found[1]}", root], timeout_seconds=60).stdout
+        content = zstandard.ZstdDecompressor().stream_reader(packed).read()
+        assert f"{name}.ko".encode() in content
+        file, commands = image.with_name("initrd"), image.with_name("commands")
+        file.write_bytes(zstandard.compress(content.replace(f"{name}.ko".encode(), f"{name[:-1]}X.ko".encode()), 3))
+        commands.write_text(f"rm /boot/{found[1]}\nwrite {file} /boot/{found[1]}\n")
+        run("debugfs", ["-w", "-f", str(commands), root], timeout_seconds=60)
+        return
+    pytest.fail("no arm64 system in the image")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
