@@ -185,10 +185,13 @@ def _become(command: Sequence[str], saying: int, noting: int) -> None:
             os.execvp(command[0], list(command))  # noqa: S606 - a command of ours, no shell
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
         code = importlib.import_module(module).main(arguments)
-        sys.stdout.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except BaseException as error:  # noqa: BLE001 - the last net before the process is gone
         os.write(2, f"armvm lab: {command[0]}: {type(error).__name__}: {error}\n".encode())
     finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
         os._exit(code)
 
 

@@ -115,7 +115,7 @@ def boot_image(
         began = time.monotonic()
         result = machine.perform(host.boot_task(request), image=True, said=hear)
         seconds = time.monotonic() - began
-    why = _why(result, machine)
+    why = _why(result, request, machine)
     return BootResult(
         host.kind,
         request.image,
@@ -200,10 +200,13 @@ def _machine(ready: ReadyHost) -> OuterMachine:
     return OuterMachine(ready.recipe, INCOMING, hold=(ready.descriptor,))
 
 
-def _why(result: TaskResult, machine: OuterMachine) -> str | None:
+def _why(result: TaskResult, request: GuestRequest, machine: OuterMachine) -> str | None:
     """Why the guest did not do what was asked; None when it did. Raises MachineError when it was not even started."""
     if result.code == 0:
         return None
+    if result.timed_out:
+        waited = "" if request.until is None else f" and had not said what matches {request.until!r}"
+        return f"the guest was still running after {request.timeout_seconds:g} s{waited}"
     said = [line for line in result.notes if line.startswith("armvm: ")]
     if result.code is None or result.code in _FAULTS:
         raise MachineError(

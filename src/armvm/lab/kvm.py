@@ -12,7 +12,6 @@ from armvm.units import GIB, MIB
 _REPORT = "/tmp/report.json"  # noqa: S108 - inside the host, where nobody else is
 _CONSOLE = "/tmp/console.log"  # noqa: S108
 _MOST_GUEST_BYTES = 1536 * MIB
-_GRACE_SECONDS = 60.0
 _SETUP = """\
 [ -c /dev/kvm ] || fail "the kernel has no KVM: it was not started at EL2"
 """
@@ -69,7 +68,7 @@ class KvmHost:
         command += ["--sector-size", str(request.sector_size)]
         if request.until is not None:
             command += ["--until", request.until]
-        return Task(tuple(command), request.timeout_seconds + _GRACE_SECONDS)
+        return Task(tuple(command), request.timeout_seconds)
 
     def probe_problems(self, state: ExecutionState) -> tuple[str, ...]:
         """None: the probe runs in both states."""

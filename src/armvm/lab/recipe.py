@@ -77,9 +77,10 @@ class HostRecipe:
     """What is taken out of the packages to stand beside the kernel, for ``arguments``: name → fnmatch pattern."""
     release: str = "bookworm"
     cpu: str = "cortex-a72"
-    vcpus: int = 2
+    vcpus: int = 1
+    """QEMU runs them in turns: more bring nothing."""
     memory_bytes: int = 3 * GIB
-    boot_seconds: float = 600.0
+    boot_seconds: float = 1200.0
     """How long boot and warming may take together, on a slow machine."""
 
 
@@ -104,6 +105,7 @@ class GuestRequest:
 class Task:
     """A command to be run inside a host. What it says on standard output is the guest's console, as it comes.
 
+    ``timeout_seconds`` are the world's; inside, time goes slower where the emulation has to share the processor.
     ``collect`` names files inside the host that are wanted back when it has ended (each at most 16 MiB): name → path.
     Exit code 0: the guest did what was asked; 1: it did not (standard error says why); anything else: a fault.
     Standard error's lines come out as notes.

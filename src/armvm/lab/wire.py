@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOST_BODY_BYTES = 1 << 20
-ALIVE_SECONDS = 5.0
-SILENCE_SECONDS = 120.0
+ALIVE_SECONDS = 2.0
+SILENCE_SECONDS = 300.0
 PORT = "armvm.lab"
 """The name of the port."""
 MOST_FILE_BYTES = 16 << 20

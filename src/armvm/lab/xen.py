@@ -27,7 +27,6 @@ _CONSOLE = "/tmp/console.log"  # noqa: S108
 _CONTROL_BYTES = 1280 * MIB
 """The control domain's memory: its root, armvm, and what guests write to their disks are in it."""
 _MOST_GUEST_BYTES = 1024 * MIB
-_GRACE_SECONDS = 90.0
 _KERNEL_AT, _INITRD_AT = 0x5000_0000, 0x6000_0000
 """Clear of Xen, which is put at the beginning of memory (1 GiB), and of the device tree 128 MiB behind that."""
 
@@ -168,7 +167,7 @@ class XenHost:
         options += ["--timeout", f"{request.timeout_seconds:g}"]
         if request.until is not None:
             options += ["--until", request.until]
-        return Task(_command("boot", *options), request.timeout_seconds + _GRACE_SECONDS)
+        return Task(_command("boot", *options), request.timeout_seconds)
 
     def probe_problems(self, state: ExecutionState) -> tuple[str, ...]:
         """What Xen cannot start."""

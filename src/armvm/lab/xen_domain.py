@@ -41,8 +41,8 @@ _CHUNK_SECTORS = 8
 _RENDERER = "armvm.report.json"
 """By name: rendering a report is another room's, which stands above this one."""
 _PROBE_BYTES = 512 * MIB
-_PATIENCE = 4.0
-"""A domain of an emulated machine takes its time."""
+_PATIENCE = 2.0
+"""A domain of an emulated machine takes its time, also by the clock of that machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
