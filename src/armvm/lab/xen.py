@@ -14,14 +14,16 @@ from armvm.execution import ExecutionState
 from armvm.lab.recipe import GuestRequest, HostFile, HostFiles, HostKind, HostRecipe, Task
 from armvm.lab.store import cache_folder, holding, make_folder
 from armvm.lab.xen_domain import BLOCK_SCRIPT, FIRMWARE, VIF_SCRIPT
-from armvm.lab.xen_firmware import build_xen_firmware, firmware_path
-from armvm.machine.xen.backend import firmware_problems
+from armvm.lab.xen_firmware import build_xen_firmware, firmware_path, missing_tools
+from armvm.packages import install_command_for
 from armvm.probe.initramfs import WANTED_MODULES
 from armvm.units import GIB, MIB
 
 _VERSIONS = {"bookworm": "4.17", "trixie": "4.20"}
 """Debian's release → its Xen."""
 _RELEASE = "bookworm"
+_FIRST = ExecutionState.AARCH64
+"""The state without whose firmware there is no host."""
 _REPORT = "/tmp/report.json"  # noqa: S108 - inside the host, where nobody else is
 _CONSOLE = "/tmp/console.log"  # noqa: S108
 _CONTROL_BYTES = 1280 * MIB
@@ -90,23 +92,30 @@ class XenHost:
     """A host whose hypervisor is Xen; see ``recipe.LabHost``."""
 
     kind = HostKind.XEN
-    states = (ExecutionState.AARCH64,)
+    states = (ExecutionState.AARCH64, ExecutionState.AARCH32)
     required = ("guest.xen-pv", "guest.console-xen")
 
     def prepare(self, notes: Callable[[str], None]) -> None:
-        """Build the firmware of its domains, where it is not kept from before."""
+        """Build the firmware of its domains, where it is not kept from before.
+
+        That of AArch32 domains only where this machine has the compiler: few distributions package it.
+        """
         cache = make_folder(cache_folder())
-        if all(firmware_path(state, cache).is_file() for state in self.states):
+        wanted = [state for state in self.states if state is _FIRST or not missing_tools(state)]
+        if all(firmware_path(state, cache).is_file() for state in wanted):
             return
         with holding(cache / "making"):
-            for state in self.states:
+            for state in wanted:
                 build_xen_firmware(state, cache, notes=notes)
 
     def recipe(self) -> HostRecipe:
         """Debian's Xen and its tools, and the firmware. Raises MissingError when that was not built."""
         version = _VERSIONS[_RELEASE]
         tools = ("xl", "xenstored", "xenconsoled", "xenconsole", "xen-init-dom0", "xenctx")
-        firmware = {FIRMWARE[state]: HostFile(_built(state)) for state in self.states}
+        firmware = {FIRMWARE[_FIRST]: HostFile(_built(_FIRST))}
+        for state in self.states:
+            if firmware_path(state, cache_folder()).is_file():
+                firmware[FIRMWARE[state]] = HostFile(_built(state))
         return HostRecipe(
             kind=self.kind,
             packages=(f"xen-hypervisor-{version}-arm64", f"xen-utils-{version}", "xenstore-utils", "dmsetup"),
@@ -145,7 +154,7 @@ class XenHost:
         )
 
     def problems(self, request: GuestRequest) -> tuple[str, ...]:
-        """Xen takes raw disks of 512-byte sectors, and starts AArch64 domains."""
+        """Xen takes raw disks of 512-byte sectors, and starts what there is firmware for."""
         found = [*self.probe_problems(request.state)]
         if request.format != "raw":
             found.append(
@@ -170,11 +179,15 @@ class XenHost:
         return Task(_command("boot", *options), request.timeout_seconds)
 
     def probe_problems(self, state: ExecutionState) -> tuple[str, ...]:
-        """What Xen cannot start."""
-        found = firmware_problems(state)
-        if state not in self.states and not found:
-            return (f"the nested Xen host runs no {state.label} domains",)
-        return found
+        """A state whose firmware is not there and cannot be built here."""
+        if state is _FIRST or firmware_path(state, cache_folder()).is_file():
+            return ()
+        missing = missing_tools(state)
+        if not missing:
+            return ()
+        install = install_command_for(missing)
+        how = f" ({install})" if install else ""
+        return (f"the UEFI firmware of {state.label} domains cannot be built without {', '.join(missing)}{how}",)
 
     def probe_task(self, state: ExecutionState, *, profile: str, timeout_seconds: float) -> Task:
         """The whole trial of the platform, with Xen's own hotplug."""

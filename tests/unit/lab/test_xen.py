@@ -59,6 +59,7 @@ def test_the_firmware_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch
         return path
 
     monkeypatch.setattr(xen, "build_xen_firmware", build)
+    monkeypatch.setattr(xen, "missing_tools", lambda _state: ())
     said: list[str] = []
     xen.HOST.prepare(said.append)
     xen.HOST.prepare(said.append)
@@ -103,11 +104,33 @@ def test_what_it_cannot_do_is_said(change: dict[str, object], said: str) -> None
     assert said in problem
 
 
-def test_a_state_that_it_has_no_firmware_for_is_refused() -> None:
-    for state in ExecutionState:
-        possible = state in xen.HOST.states
-        assert (xen.HOST.probe_problems(state) == ()) is possible
-        assert (xen.HOST.problems(replace(REQUEST, state=state)) == ()) is possible
+def test_a_state_whose_firmware_cannot_be_built_is_refused_with_the_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen, "missing_tools", lambda state: () if state is AARCH64 else ("arm-linux-gnueabi-gcc",))
+    monkeypatch.setattr("armvm.packages.distribution_family", lambda: "debian")
+    assert xen.HOST.probe_problems(AARCH64) == ()
+    for problems in (xen.HOST.probe_problems(AARCH32), xen.HOST.problems(replace(REQUEST, state=AARCH32))):
+        (problem,) = problems
+        assert "apt-get install gcc-arm-linux-gnueabi" in problem
+    firmware_path(AARCH32, cache).write_bytes(b"built elsewhere")
+    assert xen.HOST.probe_problems(AARCH32) == ()
+
+
+def test_without_the_compiler_for_aarch32_there_is_a_host_all_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xen, "missing_tools", lambda state: () if state is AARCH64 else ("arm-linux-gnueabi-gcc",))
+
+    def build(state: ExecutionState, folder: Path, *, notes: Callable[[str], None]) -> None:
+        notes("building")
+        firmware_path(state, folder).write_bytes(b"x")
+
+    monkeypatch.setattr(xen, "build_xen_firmware", build)
+    xen.HOST.prepare(lambda _line: None)
+    files = xen.HOST.recipe().files
+    assert xen_domain.FIRMWARE[AARCH64] in files
+    assert xen_domain.FIRMWARE[AARCH32] not in files
 
 
 def test_its_tasks_are_modules_that_the_agent_runs_itself() -> None:

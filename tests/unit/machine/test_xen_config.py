@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from armvm.execution import ExecutionState
 from armvm.firmware.discovery import FirmwareKind
 from armvm.machine.definition import (
     Bus,
@@ -21,7 +20,7 @@ from armvm.machine.definition import (
     Writes,
 )
 from armvm.machine.qemu import command
-from armvm.machine.xen.backend import find_xen, firmware_problems
+from armvm.machine.xen.backend import find_xen
 from armvm.machine.xen.config import (
     XenHost,
     adapt,
@@ -156,7 +155,3 @@ def test_elsewhere_there_is_no_xen() -> None:
         find_xen()
     assert raised.value.hint is not None
     assert "armvm lab run xen" in raised.value.hint
-
-
-def test_the_firmware_starts_in_aarch64() -> None:
-    assert firmware_problems(ExecutionState.AARCH64) == ()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.errors import MissingError
-from armvm.execution import ExecutionState
 from armvm.machine.definition import Machine, problems, require_sound
 from armvm.machine.xen import config
 from armvm.machine.xen.config import XenHost
@@ -64,10 +63,3 @@ def find_xen(host: XenHost | None = None) -> Xen:
         )
     require_program("xl")
     return Xen(host or XenHost())
-
-
-def firmware_problems(state: ExecutionState) -> tuple[str, ...]:
-    """Why no domain of ``state`` can start by UEFI, one sentence each; none for what was seen to work."""
-    if state is ExecutionState.AARCH32:
-        return ("no UEFI firmware starts in an AArch32 domain of Xen",)
-    return ()
