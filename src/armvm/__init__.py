@@ -9,15 +9,16 @@ from armvm.api import check_image, open_image, requirements
 from armvm.version import __version__
 
 if TYPE_CHECKING:
-    from armvm.machine.definition import Machine as Machine
+    from armvm.machines import AsyncMachine as AsyncMachine
+    from armvm.machines import Machine as Machine
 
-__all__ = ["Machine", "__version__", "check_image", "open_image", "requirements"]
+__all__ = ["AsyncMachine", "Machine", "__version__", "check_image", "open_image", "requirements"]
 
 
 def __getattr__(name: str) -> Any:
-    # A machine is what few importers want and what costs most to load.
-    if name == "Machine":
-        from armvm.machine.definition import Machine
+    # What few importers want, and what costs most to load.
+    if name in {"AsyncMachine", "Machine"}:
+        from armvm import machines
 
-        return Machine
+        return getattr(machines, name)
     raise AttributeError(f"module 'armvm' has no attribute {name!r}")

@@ -20,6 +20,8 @@ from armvm.packages import install_command
 from armvm.printable import printable
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_LIBEXEC = "/usr/libexec:/usr/libexec/qemu:/usr/lib/qemu:/usr/lib"
+"""Where programs stand that only programs run: virtiofsd, qemu-bridge-helper."""
 _KEPT_LINES = 2000
 _LINE_BYTES = 4096
 _LISTENING_SECONDS = 5.0
@@ -48,8 +50,8 @@ class Completed:
 
 
 def find_program(name: str) -> str | None:
-    """The path of an installed program, also where the user's PATH lacks the sbin folders; None when it is absent."""
-    return shutil.which(name) or shutil.which(name, path=_SBIN)
+    """The path of an installed program, also where the user's PATH lacks its folder; None when it is absent."""
+    return shutil.which(name) or shutil.which(name, path=_SBIN) or shutil.which(name, path=_LIBEXEC)
 
 
 def require_program(name: str) -> str:
@@ -68,8 +70,9 @@ def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
     on_stderr: Callable[[str], None] | None = None,
+    stdin: bytes = b"",
 ) -> Completed:
-    """Run the program ``name`` with ``arguments`` to its end, without a shell and without standard input.
+    """Run the program ``name`` with ``arguments`` to its end, without a shell; ``stdin`` is its standard input.
 
     ``env`` is added to this process's environment. Past ``timeout_seconds`` its whole process group is killed.
     ``on_stderr`` is told every line that it says on standard error, while it runs, from a thread of its own.
@@ -79,7 +82,7 @@ def run(
     listener = None if on_stderr is None else _Listener(on_stderr)
     with subprocess.Popen(
         argv,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if listener is None else listener.end,
         env={**os.environ, **env} if env else None,
@@ -88,7 +91,7 @@ def run(
         try:
             if listener is not None:
                 listener.start()
-            stdout, raw_stderr = process.communicate(timeout=timeout_seconds)
+            stdout, raw_stderr = process.communicate(stdin or None, timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
             _kill_group(process)
             raw_stderr = process.communicate()[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from armvm.machine import instances
+from armvm.instance import store as instances
 from tools.boot_images import READY, guest_image
 
 Armvm = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -93,7 +93,7 @@ def test_a_running_instance_is_busy_until_its_qemu_is_gone(tmp_path: Path, armvm
             for arguments in (("run", "--name", "web"), ("vars", "list", "web")):
                 busy = armvm(*arguments)
                 assert busy.returncode == 69
-                assert f"instance web is in use by process {process.pid}" in busy.stderr
+                assert f"instance web is running, in use by process {process.pid}" in busy.stderr
         finally:
             process.send_signal(signal.SIGKILL)
     assert armvm("run", "--name", "web", *UNTIL).returncode == 0

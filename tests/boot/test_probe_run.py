@@ -116,9 +116,9 @@ class Crippled(Qemu):
 
     more: tuple[str, ...] = ()
 
-    def plan(self, machine: Machine, channels: command.Channels | None = None) -> list[str]:
+    def plan(self, machine: Machine, channels: command.Channels | None = None, *, paused: bool = False) -> list[str]:
         """The planned command with the crippling ones behind it."""
-        return [*super(Crippled, self).plan(machine, channels), *self.more]
+        return [*super(Crippled, self).plan(machine, channels, paused=paused), *self.more]
 
 
 def _judge(*more: str) -> tuple[Report, trial.TrialResult]:

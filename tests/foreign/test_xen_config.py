@@ -89,7 +89,7 @@ def test_the_configuration_is_read_as_it_was_meant(judge: Judge) -> None:
     assert (values["memory"], values["vcpus"]) == (1024, 2)
     assert values["on_reboot"] == "restart"
     assert len(values["disk"]) == 2
-    assert values["vif"] == [""]
+    assert values["vif"] == ["bridge=xenbr0"]
     for specification in values["disk"]:
         assert judge.takes_disk(specification) is not None
 

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from armvm.errors import InputError
-from armvm.firmware.values import IMAGE_SECURITY_DATABASE, describe
+from armvm.firmware.values import describe
+from armvm.firmware.variable_names import IMAGE_SECURITY_DATABASE
 from armvm.firmware.variables import Variable
 from armvm.firmware.varstore import parse_store, serialise_store
 from armvm.guid import EFI_GLOBAL_VARIABLE

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.clock import timestamp
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.errors import OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.units import format_size, parse_size
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the verb takes."""
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="IMAGE", help="the image to write")
     parser.add_argument("--force", action="store_true", help="replace IMAGE if it exists")
+    add_instances_option(parser)
     parser.add_argument("--recipe", type=Path, metavar="FILE", help="a TOML file with all of this; options win over it")
     boot = parser.add_argument_group("what boots")
     boot.add_argument(
@@ -140,6 +142,7 @@ def execute(options: argparse.Namespace) -> int:
     output: Path = options.output
     if output.exists() and not options.force:
         raise OutputError(f"{output} is already there", hint="--force replaces it")
+    require_no_instances(output, options, what="replaced")
     distribution, fields = _wanted(options)
     with steps(quiet=options.quiet) as progress:
         if distribution is not None:

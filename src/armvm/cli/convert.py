@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.errors import UsageError
 from armvm.printable import printable
 from armvm.units import format_size, parse_size
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="a disk image or block device")
     parser.add_argument("output", metavar="OUT", type=Path, help="the image to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    add_instances_option(parser)
     parser.add_argument("--no-verify", action="store_true", help="do not read OUT back")
     parser.add_argument(
         "--allow-backing-files",
@@ -76,6 +78,8 @@ def execute(options: argparse.Namespace) -> int:
     from armvm.image.convert import convert_image
 
     output, reshape = _format(options), _reshape(options)
+    if options.force:
+        require_no_instances(options.output, options, what="replaced")
     with (
         open_disk(options.input, allow_backing_files=options.allow_backing_files) as source,
         steps(quiet=options.quiet) as progress,

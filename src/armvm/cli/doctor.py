@@ -18,8 +18,10 @@ from armvm.errors import ArmvmError, MissingError, UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.descriptor import Skipped
 from armvm.firmware.discovery import Firmware, find_firmware, skipped_descriptors
+from armvm.home import home
+from armvm.machine import backends
 from armvm.machine.accelerators import Accelerator, survey
-from armvm.machine.instances import home
+from armvm.machine.backends import Availability
 from armvm.packages import Component, components, distribution_family, families, install_command, install_command_for
 from armvm.printable import printable
 from armvm.process import ProgramError, find_program, run
@@ -40,7 +42,16 @@ _MISSING = MissingError.exit_code
 _VERSION_TIMEOUT_SECONDS = 20
 _VERSION = re.compile(r"\d+(?:\.\d+)+\S*")
 _FIRMWARE_OF = {f"firmware-{state.value}": state for state in ExecutionState}
-_VERSION_OPTION: dict[str, str | None] = {"mke2fs": "-V", "e2fsck": "-V", "debugfs": "-V", "resize2fs": None}
+_VERSION_OPTION: dict[str, str | None] = {
+    "mke2fs": "-V",
+    "e2fsck": "-V",
+    "debugfs": "-V",
+    "resize2fs": None,
+    "ssh": "-V",
+    "ssh-keygen": None,
+    "openssl": "version",
+    "qemu-bridge-helper": None,
+}
 _ROOT = Path("/")
 
 
@@ -66,6 +77,7 @@ class Diagnosis:
 
     found: tuple[Found, ...]
     accelerators: dict[ExecutionState, tuple[Accelerator, ...]]
+    backends: tuple[Availability, ...]
     skipped: tuple[Skipped, ...]
     state_folder: Path
     free_bytes: int | None
@@ -117,6 +129,7 @@ def diagnose() -> Diagnosis:
     return Diagnosis(
         found=tuple(map(_look_for, components())),
         accelerators={state: survey(state) for state in ExecutionState},
+        backends=backends.survey(),
         skipped=skipped_descriptors(),
         state_folder=folder,
         free_bytes=free_bytes,
@@ -169,6 +182,10 @@ def _render(diagnosis: Diagnosis, style: Style, *, verbose: bool) -> list[str]:
     width = max(len(one.component.name) for one in diagnosis.found)
     for one in diagnosis.found:
         lines += _render_component(one, style, width)
+    lines += ["", style.bold("Hypervisors that --backend chooses")]
+    for backend in diagnosis.backends:
+        mark = style.good("ok     ") if backend.available else "no     "
+        lines.append(f"  {mark} {backend.name}: {backend.detail}")
     for state, accelerators in diagnosis.accelerators.items():
         lines += ["", style.bold(f"{state.label} machines are run with")]
         for accelerator in accelerators:
@@ -216,6 +233,10 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, Any]:
             ]
             for state, accelerators in diagnosis.accelerators.items()
         },
+        "backends": [
+            {"name": one.name, "purpose": one.purpose, "available": one.available, "detail": one.detail}
+            for one in diagnosis.backends
+        ],
         "skipped_descriptors": [{"path": str(one.source), "reason": one.reason} for one in diagnosis.skipped],
         "state_folder": {"path": str(diagnosis.state_folder), "free_bytes": diagnosis.free_bytes},
         "install_missing": install_command_for(diagnosis.missing) if diagnosis.missing else None,

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("armvm.cli.run", "boot a disk image on a conforming virtual machine"),
     "probe": ("armvm.cli.probe", "judge a platform from inside the VM: this machine's, or any hypervisor's"),
     "lab": ("armvm.cli.lab", "boot images on real KVM and Xen without ARM hardware, under emulation"),
+    "vm": ("armvm.cli.vm", "named instances: create, start, stop, console, snapshot and more"),
     "vars": ("armvm.cli.vars", "read and edit the UEFI variables of a kept instance"),
     "spec": ("armvm.cli.spec", "list and explain the requirements"),
     "doctor": ("armvm.cli.doctor", "say what this machine can run, and how to install what is missing"),
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArmvmError as error:
         if verbose:
             _print_traceback()
-        _explain(error)
+        explain(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("armvm: interrupted", file=sys.stderr)
@@ -97,7 +98,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _explain(error: ArmvmError) -> None:
+def explain(error: ArmvmError) -> None:
+    """Say on standard error what went wrong, and what can be done about it."""
     print(f"armvm: {_shown(error.message)}", file=sys.stderr)
     tail = getattr(error, "console_tail" if isinstance(error, GuestError) else "output_tail", "")
     if isinstance(error, GuestError | MachineError) and tail:

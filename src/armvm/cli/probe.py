@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armvm.cli.clock import timestamp
-from armvm.cli.machine_options import add_machine_arguments, chosen
+from armvm.cli.machine_options import add_host_arguments, add_machine_arguments, backend, chosen
 from armvm.cli.options import common_options
 from armvm.cli.report_options import add_report_arguments, deliver, outputs
 from armvm.errors import InputError, UsageError
 from armvm.execution import ExecutionState
 
 if TYPE_CHECKING:
+    from armvm.machine.backend import Backend
     from armvm.machine.definition import Machine
-    from armvm.machine.qemu.backend import Qemu
     from armvm.platform.trial import TrialResult
     from armvm.probe.report import PlatformObservation
     from armvm.probe.wire import Run
@@ -28,6 +28,7 @@ DESCRIPTION = """Judge a platform against the VM System Specification, from insi
 hypervisor, and says how. `read` judges what came back from there: the disk itself, or a console log."""
 EXAMPLES = """  armvm probe run
   armvm probe run --arch aarch32 --gic 2 --vcpus 8
+  armvm probe run --backend libvirt
   armvm probe image -o probe.qcow2
   armvm probe read probe.qcow2 console.log"""
 
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         epilog=f"examples:\n{_RUN_EXAMPLES}",
         parents=[common_options()],
     )
-    add_machine_arguments(running)
+    add_machine_arguments(running, devices=False)
     _add_run_arguments(running)
     add_report_arguments(running)
     running.set_defaults(action=_run)
@@ -85,11 +86,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    host = parser.add_argument_group("how it is run")
-    host.add_argument(
-        "--accel", choices=("auto", "kvm", "hvf", "tcg"), default="auto", help="accelerator (default: auto)"
-    )
-    host.add_argument("--cpu", metavar="MODEL", help="QEMU's name of the CPU model")
+    host = add_host_arguments(parser)
     host.add_argument(
         "--kernel",
         type=Path,
@@ -104,21 +101,21 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from armvm.cli.terminal import notes
-    from armvm.machine.instances import home
+    from armvm.home import home
     from armvm.platform.check import check_platform
     from armvm.platform.host import expected_machine
     from armvm.platform.trial import run_trial
     from armvm.probe.kernels import find_guest_kernel
 
     files = outputs(options)
-    machine, qemu = _machine(options)
+    machine, hypervisor = _machine(options)
     kernel = find_guest_kernel(machine.state, home=home(), kernel=options.kernel, modules=options.modules)
     say = notes(quiet=options.quiet)
     if kernel is None:
         say("no Linux kernel: what only Linux can show stays unknown (--kernel FILE)")
     result = run_trial(
         machine,
-        qemu,
+        hypervisor,
         kernel=kernel,
         other_state=_in_other_state(machine, options),
         timestamp=timestamp(),
@@ -142,11 +139,9 @@ def _schema_warnings(observation: PlatformObservation) -> tuple[str, ...]:
     return schema_warnings(observation.fdt) if observation.fdt is not None else ()
 
 
-def _machine(options: argparse.Namespace) -> tuple[Machine, Qemu]:
+def _machine(options: argparse.Namespace) -> tuple[Machine, Backend]:
     from armvm.firmware.discovery import find_firmware
-    from armvm.machine.accelerators import AcceleratorKind
     from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Machine, problems, require_sound
-    from armvm.machine.qemu.backend import find_qemu
 
     state = ExecutionState(options.arch or ExecutionState.AARCH64.value)
     machine = Machine(
@@ -158,28 +153,27 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, Qemu]:
     machine = replace(machine, **chosen(options))
     if options.hotplug_ports is not None:
         machine = replace(machine, hotplug_ports=options.hotplug_ports)
-    accelerator = None if options.accel == "auto" else AcceleratorKind(options.accel)
-    qemu = find_qemu(state, accelerator=accelerator, cpu=options.cpu)
-    require_sound(problems(machine) + qemu.problems(machine))
-    return machine, qemu
+    found = backend(options, state)
+    require_sound(problems(machine) + found.problems(machine))
+    return machine, found
 
 
-def _in_other_state(machine: Machine, options: argparse.Namespace) -> tuple[Machine, Qemu] | None:
+def _in_other_state(machine: Machine, options: argparse.Namespace) -> tuple[Machine, Backend] | None:
     """An AArch32 VM beside an AArch64 one, where this host has what that takes; what was chosen for one stays its."""
     from armvm.errors import MissingError
     from armvm.firmware.discovery import find_firmware
+    from armvm.machine.backends import find_backend
     from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, Machine
-    from armvm.machine.qemu.backend import find_qemu
 
     other = ExecutionState.AARCH32
     if machine.state is other or options.firmware is not None or machine.console is not Console.PL011:
         return None
     try:
-        qemu = find_qemu(other)
+        found = find_backend(options.backend, other, uri=options.connect)
         firmware = find_firmware(other)
     except MissingError:
         return None
-    return Machine(other, firmware, (), DEFAULT_MEMORY_BYTES[other], vcpus=1, gic=machine.gic, nics=()), qemu
+    return Machine(other, firmware, (), DEFAULT_MEMORY_BYTES[other], vcpus=1, gic=machine.gic, nics=()), found
 
 
 def _keep_log(path: Path, result: TrialResult) -> None:

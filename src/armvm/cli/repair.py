@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from armvm.cli.instances_option import add_instances_option, require_no_instances
 from armvm.errors import BusyError, OutputError, UsageError
 from armvm.execution import ExecutionState
 from armvm.printable import printable
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("-o", "--output", type=Path, metavar="OUT", help="write a repaired copy there")
     action.add_argument("--resume", action="store_true", help="finish an interrupted repair")
     action.add_argument("--undo", action="store_true", help="take back an interrupted repair")
+    add_instances_option(parser)
     copy = parser.add_argument_group("the copy")
     copy.add_argument("--force", action="store_true", help="replace OUT if it exists")
     copy.add_argument("--output-format", choices=("raw", "qcow2"), help="of OUT (default: by its name, else raw)")
@@ -81,6 +83,8 @@ def execute(options: argparse.Namespace) -> int:
         )
     if options.output is not None and options.output.exists() and not options.force:
         raise OutputError(f"{options.output} is already there", hint="--force replaces it")
+    if options.output is not None:
+        require_no_instances(options.output, options, what="replaced")
     return _repair(image, options, wants)
 
 
@@ -107,6 +111,7 @@ def _repair(image: Path, options: argparse.Namespace, wants: Callable[[str], boo
             elif options.write and plan.edits:
                 from armvm.repair.journal import write_in_place
 
+                require_no_instances(image, options, what="changed")
                 write_in_place(image, disk.format, disk.size_bytes, patched.changes())
                 mode = "written"
             _say(plan, mode, options)

@@ -11,17 +11,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from armvm.cli.machine_options import add_machine_arguments, chosen
-from armvm.errors import BusyError, GuestError, InputError, MachineError, OutputError, UsageError
+from armvm.cli.instances_option import add_instances_option, require_no_instances
+from armvm.cli.machine_options import (
+    add_host_arguments,
+    add_machine_arguments,
+    backend,
+    chosen,
+    defined_image,
+    machine_of,
+)
+from armvm.errors import BusyError, GuestError, MachineError, OutputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, DiskDevice, Machine, Writes, problems, require_sound
+from armvm.machine.definition import Console, DiskDevice, Machine, Writes, problems, require_sound
 
 if TYPE_CHECKING:
     from armvm.disk.storage import Disk
+    from armvm.instance.log import ConsoleLog
+    from armvm.instance.store import Instance
+    from armvm.machine.backend import Backend
     from armvm.machine.console import Conversation, Outcome, Sink
     from armvm.machine.console_text import Pattern
-    from armvm.machine.instances import Instance
-    from armvm.machine.qemu.backend import Qemu
 
 DESCRIPTION = """\
 Boots a disk image on a virtual machine that meets the VM System Specification, with its console on this terminal.
@@ -41,22 +50,24 @@ EXAMPLES = """\
   armvm run disk.raw --until 'login:' --timeout 300         does it boot? for scripts
   armvm run disk.raw --name web --forward 2222:22           keep it; next time: armvm run --name web
   armvm run disk.raw --arch aarch32 --gic 2 --bus mmio      another conforming machine
+  armvm run disk.raw --disk data.qcow2,serial=DATA --share ~/work:work,ro --tpm --rng
+  armvm run disk.raw --backend libvirt                      by libvirt instead of QEMU itself
   armvm run disk.raw --print-command                        the QEMU command, to be pasted"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
+    parser.usage = "%(prog)s [OPTION…] [IMAGE]"
     parser.add_argument("image", metavar="IMAGE", nargs="?", type=Path, help="the disk image; not for a kept instance")
     kept = parser.add_argument_group("what is kept").add_mutually_exclusive_group()
     kept.add_argument("--name", help="keep what the guest writes in the instance of this name")
     kept.add_argument("--writable", action="store_true", help="let the guest write to the image itself")
+    add_instances_option(parser)
     add_machine_arguments(parser)
-    host = parser.add_argument_group("how it is run")
+    host = add_host_arguments(parser)
     host.add_argument(
-        "--accel", choices=("auto", "kvm", "hvf", "tcg"), default="auto", help="accelerator (default: auto)"
+        "--print-command", action="store_true", help="print the hypervisor's command (or file) and do nothing"
     )
-    host.add_argument("--cpu", metavar="MODEL", help="QEMU's name of the CPU model")
-    host.add_argument("--print-command", action="store_true", help="print the hypervisor's command and do nothing")
     script = parser.add_argument_group("for scripts")
     script.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
     script.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end with exit code 1 after this time")
@@ -80,9 +91,9 @@ class _Plan:
     """What is to be run: the machine, by what, holding which locks, and the instance's console log."""
 
     machine: Machine
-    qemu: Qemu
+    backend: Backend
     hold: tuple[int, ...] = ()
-    log: int | None = None
+    log: ConsoleLog | None = None
 
     @property
     def kept(self) -> bool:
@@ -93,80 +104,66 @@ class _Plan:
 def _planned(options: argparse.Namespace, stack: ExitStack) -> _Plan:
     hold: tuple[int, ...] = ()
     log = None
+    if options.image is None and (options.name is None or not _is_there(options.name)):
+        options.image = defined_image(options)
     if options.name is not None:
         machine, hold, log = _from_instance(options, stack)
     elif options.image is None:
         raise UsageError("no image to boot", hint="armvm run IMAGE, or armvm run --name NAME for a kept instance")
     else:
+        if options.writable:
+            require_no_instances(options.image, options, what="written to by the guest")
         with ExitStack() as reading:  # a reader of the image must not be in QEMU's way
             machine, _ = _from_image(options, reading)
         if options.writable and not options.print_command:
             hold = (_lock(options.image, stack),)
-    return _Plan(machine, _qemu_for(machine, options), hold, log)
+    return _Plan(machine, _backend_for(machine, options), hold, log)
 
 
-def _qemu_for(machine: Machine, options: argparse.Namespace) -> Qemu:
-    """The QEMU that ``machine`` is to run on. Raises UsageError when it cannot be that machine."""
-    from armvm.machine.accelerators import AcceleratorKind
-    from armvm.machine.qemu.backend import find_qemu
+def _is_there(name: str) -> bool:
+    from armvm.instance.store import find
 
-    accelerator = None if options.accel == "auto" else AcceleratorKind(options.accel)
-    qemu = find_qemu(machine.state, accelerator=accelerator, cpu=options.cpu)
-    require_sound(problems(machine) + qemu.problems(machine))
-    return qemu
+    return find(name).exists
+
+
+def _backend_for(machine: Machine, options: argparse.Namespace) -> Backend:
+    """The hypervisor that ``machine`` is to run on. Raises UsageError when it cannot be that machine."""
+    found = backend(options, machine.state)
+    require_sound(problems(machine) + found.problems(machine))
+    return found
 
 
 def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machine, Disk]:
     """The machine that boots the image itself, and the image as a disk."""
     from armvm.disk.detect import open_disk
-    from armvm.firmware.discovery import find_firmware
 
     disk = reading.enter_context(open_disk(options.image, sector_size=options.sector_size, in_place=True))
-    state = ExecutionState(options.arch) if options.arch else _bootable_state(disk)
-    machine = Machine(
-        state=state,
-        firmware=find_firmware(state, override=options.firmware),
-        disks=(
-            DiskDevice(
-                options.image, disk.format, disk.sector_size, Writes.KEPT if options.writable else Writes.DISCARDED
-            ),
-        ),
-        memory_bytes=DEFAULT_MEMORY_BYTES[state],
-    )
-    return replace(machine, **chosen(options)), disk
+    if options.arch:
+        state = ExecutionState(options.arch)
+    else:
+        from armvm.image.contents import bootable_state
+
+        state = bootable_state(disk)
+    writes = Writes.KEPT if options.writable else Writes.DISCARDED
+    return machine_of(options, state, DiskDevice(options.image, disk.format, disk.sector_size, writes)), disk
 
 
-def _bootable_state(disk: Disk) -> ExecutionState:
-    """The execution state that the image has a boot program for, AArch64 first."""
-    from armvm.image.contents import ImageContents
-
-    for state in ImageContents(disk).bootable_states:
-        return state
-    paths = " and no ".join(state.removable_path for state in ExecutionState)
-    raise InputError(
-        f"nothing to boot: there is no {paths} on an EFI System Partition",
-        subject=disk.name,
-        hint="`armvm check` says what is missing; --arch boots it all the same",
-    )
-
-
-def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], int | None]:
+def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
-    from armvm.machine import instances
+    from armvm.instance.lock import HolderKind
+    from armvm.instance.log import logging
+    from armvm.instance.store import find
 
-    instance = instances.find(options.name)
+    instance = find(options.name)
     if not instance.exists:
         _make(instance, options)
-    elif options.image is not None and not _same_file(options.image, instance.image().path):
-        raise UsageError(
-            f"instance {options.name} stands on {instance.image().path}, not on {options.image}",
-            hint="leave the image out to go on with it, or choose another name",
-        )
+    elif options.image is not None:
+        _require_image(instance, options.image)
     hold: tuple[int, ...] = ()
     log = None
     if not options.print_command:
-        hold = (stack.enter_context(instance.locked()),)
-        log = stack.enter_context(instance.logging())
+        hold = (stack.enter_context(instance.locked(kind=HolderKind.MACHINE)).descriptor,)
+        log = stack.enter_context(logging(instance.log))
     machine = instance.machine()
     if options.arch not in {None, machine.state.value}:
         raise UsageError(f"instance {options.name} is an {machine.state.label} machine")
@@ -176,11 +173,21 @@ def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machi
         from armvm.firmware.discovery import find_firmware
 
         machine = replace(machine, firmware=find_firmware(machine.state, override=options.firmware))
-    return replace(machine, **chosen(options)), hold, log
+    fields = chosen(options)
+    return replace(machine, disks=(*machine.disks, *fields.pop("disks", ())), **fields), hold, log
+
+
+def _require_image(instance: Instance, path: Path) -> None:
+    image = next(iter(instance.definition().images), None)
+    if image is None or not _same_file(path, image.path):
+        raise UsageError(
+            f"instance {instance.name} stands on {image.path if image else 'no image'}, not on {path}",
+            hint="leave the image out to go on with it, or choose another name",
+        )
 
 
 def _make(instance: Instance, options: argparse.Namespace) -> None:
-    from armvm.machine import instances
+    from armvm.instance.create import create
 
     if options.image is None or options.print_command:
         raise UsageError(
@@ -189,8 +196,8 @@ def _make(instance: Instance, options: argparse.Namespace) -> None:
     firmware_file = None if options.firmware is None else options.firmware.absolute()
     with ExitStack() as reading:
         machine, disk = _from_image(options, reading)
-        _qemu_for(machine, options)  # nothing is made that could not be run
-        instances.create(instance, machine, disk, firmware_file=firmware_file)
+        _backend_for(machine, options)  # nothing is made that could not be run
+        create(instance, machine, disk, firmware_file=firmware_file)
 
 
 def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack: ExitStack) -> None:
@@ -204,7 +211,9 @@ def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack:
     stack.enter_context(ending_on_signals())
     if options.verbose:
         _notice(options, _command(plan))
-    session = stack.enter_context(plan.qemu.start(plan.machine, hold=plan.hold))
+    session = stack.enter_context(plan.backend.start(plan.machine, hold=plan.hold))
+    if plan.machine.graphics is not None:
+        _notice(options, f"the screen: {_screen_address(plan.machine)}")
     with ExitStack() as terminal:
         if interactive:
             _notice(options, "Ctrl-] powers the guest off")
@@ -225,6 +234,16 @@ def _run(options: argparse.Namespace, plan: _Plan, until: Pattern | None, stack:
     _judge(outcome, conversation, plan, options)
 
 
+def _screen_address(machine: Machine) -> str:
+    """What a VNC viewer is told."""
+    from armvm.machine.qemu.extras import screen_socket
+
+    socket = screen_socket(machine)
+    if socket is not None:
+        return f"VNC on {socket}"
+    return f"VNC on 127.0.0.1:{machine.graphics.port if machine.graphics else ''}"
+
+
 def _judge(outcome: Outcome, conversation: Conversation, plan: _Plan, options: argparse.Namespace) -> None:
     """Raise GuestError, or MachineError, when the run did not come to what was asked."""
     from armvm.machine.console import Outcome
@@ -232,7 +251,7 @@ def _judge(outcome: Outcome, conversation: Conversation, plan: _Plan, options: a
     if outcome in {Outcome.MATCHED, Outcome.LEFT} or (outcome is Outcome.POWERED_OFF and options.until is None):
         return
     if outcome is Outcome.STOPPED:
-        raise MachineError("somebody else ended QEMU while the guest was running")
+        raise MachineError("somebody else ended the machine while the guest was running")
     what = {
         Outcome.TIMED_OUT: f"the guest was still running after {options.timeout or 0:g} s",
         Outcome.RESET_LOOP: f"the guest reset itself {conversation.resets} times",
@@ -253,7 +272,8 @@ def _sinks(options: argparse.Namespace, plan: _Plan, stack: ExitStack, *, intera
     if not (options.quiet and options.until is not None):
         sinks.append(_screen(options, plain=os.isatty(1) and not interactive))
     if plan.log is not None:
-        sinks.append(_log_sink(plan.log, "the instance's console log"))
+        kept_log = plan.log
+        sinks.append(lambda _data, text: kept_log.write(text))
     if options.log is not None:
         sinks.append(_log_sink(_open_log(options, stack), str(options.log)))
     return sinks
@@ -336,9 +356,7 @@ def _seconds(text: str) -> float:
 
 
 def _command(plan: _Plan) -> str:
-    import shlex
-
-    return shlex.join(plan.qemu.plan(plan.machine))
+    return plan.backend.describe(plan.machine)
 
 
 def _notice(options: argparse.Namespace, message: str) -> None:

@@ -5,11 +5,10 @@ The library walks the trees; file extents we read and unpack ourselves, because 
 
 from __future__ import annotations
 
-import stat
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,16 +16,14 @@ from typing import Any
 from dissect.btrfs.btrfs import Btrfs, INode
 from dissect.btrfs.c_btrfs import c_btrfs
 
-from armvm.disk.files import MOST_ENTRIES, MOST_FOLDER_BYTES, BaseFileSystem, FileEntry, FileKind
+from armvm.disk.files import FileEntry
+from armvm.disk.files_nodes import NodeFileSystem
 from armvm.disk.guarded import Guard
 from armvm.disk.storage import BaseDisk, Disk, Extent, MemoryDisk
 from armvm.errors import InputError
 from armvm.printable import printable
 from armvm.units import KIB, MIB
 
-_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.FOLDER, stat.S_IFLNK: FileKind.LINK}
-_LONGEST_LINK = 4096
-_KEPT_FOLDERS = 8
 _KEPT_NODES = 512
 _KEPT_EXTENTS = 8
 _MOST_SUBVOLUMES = 4096
@@ -40,19 +37,20 @@ _ROOT_INODE = 256
 _MOST_ZSTD_WINDOW = 8 * MIB
 
 
-class BtrfsFileSystem(BaseFileSystem):
+class BtrfsFileSystem(NodeFileSystem[INode]):
     """The btrfs on ``disk``; its root is that of the default subvolume. Raises InputError when it cannot be read."""
 
+    NODE = INode
+    LONGEST_LINK = 4096
+
     def __init__(self, disk: Disk, *, name: str) -> None:
-        super().__init__(name, "btrfs")
-        self._guard = Guard(disk, subject=name)
+        super().__init__(disk, name=name, kind="btrfs")
         with self._guard.question() as stream:
             stream.seek(64 * KIB)
             _require_possible(c_btrfs.btrfs_super_block(stream), name)
             self._btrfs = Btrfs(stream)
             _keep_few(self._btrfs._root_tree)
-            self._start = self._btrfs.root
-        self._folder = lru_cache(maxsize=_KEPT_FOLDERS)(self._read_folder)
+            self._top = self._btrfs.root
 
     def subvolume(self, path: str) -> BtrfsFileSystem:
         """The same file system with the root of a subvolume as its root; ``/`` is the top level (id 5).
@@ -61,13 +59,13 @@ class BtrfsFileSystem(BaseFileSystem):
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._folder = lru_cache(maxsize=_KEPT_FOLDERS)(other._read_folder)
+        other._keep_folders()
         with self._guard.question():
-            other._start = self._btrfs.fs_tree.root
+            other._top = self._btrfs.fs_tree.root
         entry = other.lookup(path)
         if entry is None or other._node(entry).inum != _ROOT_INODE:
             raise InputError(f"has no subvolume {printable(path)}", subject=self.name)
-        other._start = other._node(entry)
+        other._top = other._node(entry)
         if entry.path != "/":
             other.name = f"{self.name}, subvolume {printable(entry.path.strip('/'))}"
         return other
@@ -83,15 +81,22 @@ class BtrfsFileSystem(BaseFileSystem):
                     paths.append(str(subvolume.path))
             return tuple(sorted(paths))
 
-    def _root(self) -> FileEntry:
-        return self._entry("/", self._start)
+    def _start(self) -> INode:
+        return self._top
 
-    def _list(self, folder: FileEntry) -> Iterable[FileEntry]:
-        return [self._entry(_join(folder, name), node) for name, node in self._names(folder).items()]
+    def _children(self, node: INode) -> Iterator[tuple[str, INode]]:
+        _keep_few(node.subvolume.tree)
+        children: Iterator[tuple[str, INode]] = node.iterdir()
+        return children
 
-    def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
-        node = self._names(folder).get(name)
-        return None if node is None else self._entry(_join(folder, name), node)
+    def _mode(self, node: INode) -> tuple[int, int]:
+        return int(node.mode), int(node.size)
+
+    def _names_bytes(self, node: INode) -> int:
+        return int(node.size) // 2  # the size of a btrfs directory is twice the length of its names
+
+    def _link(self, node: INode, path: str, size_bytes: int) -> str:
+        return self._content(node, path, size_bytes).read(0, size_bytes).decode("utf-8", "surrogateescape")
 
     def _identity(self, folder: FileEntry) -> object:
         node = self._node(folder)
@@ -123,42 +128,6 @@ class BtrfsFileSystem(BaseFileSystem):
                 if place and kind == _REGULAR:
                     runs.append(_Run(start, length, place, packed, skipped, unpacked, compression))
         return _BtrfsFile(self._guard, self._btrfs, runs, size_bytes, name=subject)
-
-    def _names(self, folder: FileEntry) -> dict[str, INode]:
-        return self._folder(self._node(folder), folder.path)
-
-    def _read_folder(self, node: INode, path: str) -> dict[str, INode]:
-        subject = self._subject(path)
-        found: dict[str, INode] = {}
-        with self._guard.question(printable(path)):
-            if node.size > 2 * MOST_FOLDER_BYTES:  # the size of a btrfs directory is twice the length of its names
-                raise InputError("the directory is too large", subject=subject, found=f"{node.size} bytes")
-            _keep_few(node.subvolume.tree)
-            for name, child in node.iterdir():
-                if name in (".", ".."):
-                    continue
-                if not name or "/" in name or "\0" in name or len(found) >= MOST_ENTRIES:
-                    raise InputError("the directory has impossible names, or too many", subject=subject)
-                found.setdefault(name, child)
-        return found
-
-    def _entry(self, path: str, node: INode) -> FileEntry:
-        with self._guard.question(printable(path)):
-            mode, size_bytes = int(node.mode), int(node.size)
-        kind = _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
-        target = None
-        if kind is FileKind.LINK:
-            if not 0 < size_bytes <= _LONGEST_LINK:
-                raise InputError("a symbolic link's length is impossible", subject=self._subject(path))
-            raw = self._content(node, path, size_bytes).read(0, size_bytes)
-            target = raw.decode("utf-8", "surrogateescape")
-        counted = size_bytes if kind in (FileKind.FILE, FileKind.LINK) else 0
-        return FileEntry(path, kind, counted, target, stat.S_IMODE(mode), node)
-
-    def _node(self, entry: FileEntry) -> INode:
-        if not isinstance(entry.node, INode):
-            raise InputError("is an entry of another file system", subject=self._subject(entry.path))
-        return entry.node
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +264,3 @@ def _require_possible(superblock: Any, name: str) -> None:
     )
     if not possible:
         raise InputError("has an impossible btrfs superblock", subject=name)
-
-
-def _join(folder: FileEntry, name: str) -> str:
-    return f"{folder.path.rstrip('/')}/{name}"

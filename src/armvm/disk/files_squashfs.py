@@ -5,25 +5,22 @@ It finds inodes and blocks; unpacking them is ours, because its own has no limit
 
 from __future__ import annotations
 
-import stat
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
 
 from dissect.squashfs.c_squashfs import c_squashfs
 from dissect.squashfs.squashfs import INode, SquashFS
 
-from armvm.disk.files import MOST_ENTRIES, MOST_FOLDER_BYTES, BaseFileSystem, FileEntry, FileKind
+from armvm.disk.files import FileEntry
+from armvm.disk.files_nodes import NodeFileSystem
 from armvm.disk.guarded import Guard
 from armvm.disk.storage import BaseDisk, Disk
 from armvm.errors import InputError
 from armvm.printable import printable
 from armvm.units import KIB, MIB
 
-_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.FOLDER, stat.S_IFLNK: FileKind.LINK}
-_LONGEST_LINK = 65536
-_KEPT_FOLDERS = 8
 _KEPT_BLOCKS = 32
 _MOST_BLOCKS = 1 << 20
 _MOST_XZ_MEMORY = 64 * MIB
@@ -32,12 +29,13 @@ _SUPERBLOCK_BYTES = 96
 _METADATA_BYTES = 8 * KIB
 
 
-class SquashFileSystem(BaseFileSystem):
+class SquashFileSystem(NodeFileSystem[INode]):
     """The squashfs on ``disk``. Raises InputError when it cannot be read."""
 
+    NODE = INode
+
     def __init__(self, disk: Disk, *, name: str) -> None:
-        super().__init__(name, "squashfs")
-        self._guard = Guard(disk, subject=name)
+        super().__init__(disk, name=name, kind="squashfs")
         with self._guard.question() as stream:
             superblock = c_squashfs.squashfs_super_block(stream.read(_SUPERBLOCK_BYTES))
             if superblock.block_size not in [4 * KIB << shift for shift in range(9)]:
@@ -48,17 +46,20 @@ class SquashFileSystem(BaseFileSystem):
             self._squashfs = SquashFS(stream)
             self._squashfs._compression = _Unpacker(superblock.compression)
             self._squashfs._read_block = lru_cache(maxsize=_KEPT_BLOCKS)(self._squashfs._read_block.__wrapped__)
-        self._folder = lru_cache(maxsize=_KEPT_FOLDERS)(self._read_folder)
 
-    def _root(self) -> FileEntry:
-        return self._entry("/", self._squashfs.root)
+    def _start(self) -> INode:
+        root: INode = self._squashfs.root
+        return root
 
-    def _list(self, folder: FileEntry) -> Iterable[FileEntry]:
-        return [self._entry(_join(folder, name), node) for name, node in self._names(folder).items()]
+    def _children(self, node: INode) -> Iterator[tuple[str, INode]]:
+        return ((child.name, child) for child in node.iterdir())
 
-    def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
-        node = self._names(folder).get(name)
-        return None if node is None else self._entry(_join(folder, name), node)
+    def _mode(self, node: INode) -> tuple[int, int]:
+        return int(node.mode), int(node.size or 0)
+
+    def _link(self, node: INode, path: str, _size_bytes: int) -> str:
+        with self._guard.question(printable(path)):
+            return str(node.link)
 
     def _identity(self, folder: FileEntry) -> object:
         node = self._node(folder)
@@ -73,39 +74,6 @@ class SquashFileSystem(BaseFileSystem):
         with self._guard.question(printable(entry.path)):
             sizes = [None if size is None else int(size) for size, _ in node.block_list]
         return _SquashFile(self._guard, self._squashfs, node, sizes, name=subject)
-
-    def _names(self, folder: FileEntry) -> dict[str, INode]:
-        return self._folder(self._node(folder), folder.path)
-
-    def _read_folder(self, node: INode, path: str) -> dict[str, INode]:
-        subject = self._subject(path)
-        found: dict[str, INode] = {}
-        with self._guard.question(printable(path)):
-            if node.size > MOST_FOLDER_BYTES:
-                raise InputError("the directory is too large", subject=subject, found=f"{node.size} bytes")
-            for child in node.iterdir():
-                name = child.name
-                if not name or name in (".", "..") or "/" in name or "\0" in name or len(found) >= MOST_ENTRIES:
-                    raise InputError("the directory has impossible names, or too many", subject=subject)
-                found.setdefault(name, child)
-        return found
-
-    def _entry(self, path: str, node: INode) -> FileEntry:
-        with self._guard.question(printable(path)):
-            mode, size_bytes = int(node.mode), int(node.size or 0)
-            kind = _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
-            target = None
-            if kind is FileKind.LINK:
-                if not 0 < size_bytes <= _LONGEST_LINK:
-                    raise InputError("a symbolic link's length is impossible", subject=self._subject(path))
-                target = str(node.link)
-        counted = size_bytes if kind in (FileKind.FILE, FileKind.LINK) else 0
-        return FileEntry(path, kind, counted, target, stat.S_IMODE(mode), node)
-
-    def _node(self, entry: FileEntry) -> INode:
-        if not isinstance(entry.node, INode):
-            raise InputError("is an entry of another file system", subject=self._subject(entry.path))
-        return entry.node
 
 
 class _SquashFile(BaseDisk):
@@ -176,7 +144,3 @@ class _Unpacker:
         if self._kind == c_squashfs.LZ4_COMPRESSION:
             return bytes(lz4.decompress(packed, uncompressed_size=most))
         return bytes(lzo.decompress(packed, False, most))
-
-
-def _join(folder: FileEntry, name: str) -> str:
-    return f"{folder.path.rstrip('/')}/{name}"

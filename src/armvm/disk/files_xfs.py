@@ -5,49 +5,49 @@
 
 from __future__ import annotations
 
-import stat
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterator
 
 from dissect.xfs.c_xfs import c_xfs
 from dissect.xfs.xfs import XFS, INode
 
-from armvm.disk.files import MOST_ENTRIES, MOST_FOLDER_BYTES, BaseFileSystem, FileEntry, FileKind
-from armvm.disk.guarded import Guard
+from armvm.disk.files import FileEntry
+from armvm.disk.files_nodes import NodeFileSystem
 from armvm.disk.storage import BaseDisk, Disk, Extent, MemoryDisk
 from armvm.errors import InputError
 from armvm.printable import printable
 
-_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.FOLDER, stat.S_IFLNK: FileKind.LINK}
-_LONGEST_LINK = 1024
-_KEPT_FOLDERS = 8
 _REALTIME_FLAG = 1
 _MOST_RUNS = 1 << 20
 
 
-class XfsFileSystem(BaseFileSystem):
+class XfsFileSystem(NodeFileSystem[INode]):
     """The XFS on ``disk``. Raises InputError when it cannot be read."""
 
+    NODE = INode
+    LONGEST_LINK = 1024
+
     def __init__(self, disk: Disk, *, name: str) -> None:
-        super().__init__(name, "xfs")
+        super().__init__(disk, name=name, kind="xfs")
         self.disk = disk
-        self._guard = Guard(disk, subject=name)
         with self._guard.question() as stream:
             superblock = c_xfs.xfs_sb(stream)
             _require_possible(superblock, name)
             self._xfs = XFS(stream)
-        self._folder = lru_cache(maxsize=_KEPT_FOLDERS)(self._read_folder)
 
-    def _root(self) -> FileEntry:
-        return self._entry("/", self._xfs.root)
+    def _start(self) -> INode:
+        root: INode = self._xfs.root
+        return root
 
-    def _list(self, folder: FileEntry) -> Iterable[FileEntry]:
-        return [self._entry(_join(folder, name), node) for name, node in self._names(folder).items()]
+    def _children(self, node: INode) -> Iterator[tuple[str, INode]]:
+        return ((child.filename, child) for child in node.iterdir())
 
-    def _child(self, folder: FileEntry, name: str) -> FileEntry | None:
-        node = self._names(folder).get(name)
-        return None if node is None else self._entry(_join(folder, name), node)
+    def _mode(self, node: INode) -> tuple[int, int]:
+        return int(node.inode.di_mode), int(node.size)
+
+    def _link(self, node: INode, path: str, _size_bytes: int) -> str:
+        with self._guard.question(printable(path)):
+            return str(node.link)
 
     def _identity(self, folder: FileEntry) -> object:
         return self._node(folder).inum
@@ -76,41 +76,6 @@ class XfsFileSystem(BaseFileSystem):
             runs.append((first, count, None if unwritten else physical))
             end = first + count
         return runs
-
-    def _names(self, folder: FileEntry) -> dict[str, INode]:
-        return self._folder(self._node(folder), folder.path)
-
-    def _read_folder(self, node: INode, path: str) -> dict[str, INode]:
-        subject = self._subject(path)
-        found: dict[str, INode] = {}
-        with self._guard.question(printable(path)):
-            if node.size > MOST_FOLDER_BYTES:
-                raise InputError("the directory is too large", subject=subject, found=f"{node.size} bytes")
-            for child in node.iterdir():
-                name = child.filename
-                if name in (".", ".."):
-                    continue
-                if not name or "/" in name or "\0" in name or len(found) >= MOST_ENTRIES:
-                    raise InputError("the directory has impossible names, or too many", subject=subject)
-                found.setdefault(name, child)
-        return found
-
-    def _entry(self, path: str, node: INode) -> FileEntry:
-        with self._guard.question(printable(path)):
-            mode, size_bytes = int(node.inode.di_mode), int(node.size)
-            kind = _KINDS.get(stat.S_IFMT(mode), FileKind.OTHER)
-            target = None
-            if kind is FileKind.LINK:
-                if not 0 < size_bytes <= _LONGEST_LINK:
-                    raise InputError("a symbolic link's length is impossible", subject=self._subject(path))
-                target = str(node.link)
-        counted = size_bytes if kind in (FileKind.FILE, FileKind.LINK) else 0
-        return FileEntry(path, kind, counted, target, stat.S_IMODE(mode), node)
-
-    def _node(self, entry: FileEntry) -> INode:
-        if not isinstance(entry.node, INode):
-            raise InputError("is an entry of another file system", subject=self._subject(entry.path))
-        return entry.node
 
 
 class _XfsFile(BaseDisk):
@@ -170,7 +135,3 @@ def _require_possible(superblock: c_xfs.xfs_sb, name: str) -> None:
         raise InputError("has an impossible XFS superblock", subject=name)
     if superblock.sb_dirblklog:
         raise InputError("has directory blocks larger than its blocks, which are not read here", subject=name)
-
-
-def _join(folder: FileEntry, name: str) -> str:
-    return f"{folder.path.rstrip('/')}/{name}"

@@ -23,6 +23,7 @@ from armvm.distribution.emulation import choose_emulation
 from armvm.distribution.recipe import Architecture, DistributionRecipe
 from armvm.distribution.sources import Archive, machine_archive, mirror_archive, require_keyring
 from armvm.errors import ArmvmError, OutputError
+from armvm.home import cache
 from armvm.printable import printable
 from armvm.process import ProgramError, find_program, require_program, run
 
@@ -139,8 +140,7 @@ def plan_bootstrap(
 
 def cache_folder() -> Path:
     """Where root trees are kept between builds."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "armvm" / "distributions"
+    return cache() / "distributions"
 
 
 @contextmanager

@@ -39,6 +39,35 @@ ExecStart=/usr/bin/ssh-keygen -A
 WantedBy=ssh.service
 """
 _HOST_KEYS_UNIT = "armvm-ssh-host-keys.service"
+_CLOUD_HOST_KEYS = """[Unit]
+Description=Make this machine's own ssh host keys where cloud-init has made none
+After=cloud-init.service
+Before=ssh.service ssh.socket
+ConditionPathIsReadWrite=/etc/ssh
+ConditionPathExistsGlob=!/etc/ssh/ssh_host_*_key
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/ssh-keygen -A
+
+[Install]
+WantedBy=ssh.service
+"""
+_CLOUD = """# What cloud-init does in an image of armvm. Its datasources are as they were: it starts anywhere.
+apt:
+  preserve_sources_list: true
+# RSA keys take long to make, and no ssh client of today asks for one.
+ssh_genkeytypes: [ed25519, ecdsa]
+# The image has its boot loader from the start, on no disk that would have to be found out.
+grub_dpkg:
+  enabled: false
+"""
+_ONLINE = """# One network card that works is enough: another may have nothing at its other end.
+[Service]
+ExecStart=
+ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=60
+"""
 _GROUP_BACKUPS = ("passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-")
 _LEFT_BY_THE_BUILD = (
     *(f"etc/{name}" for name in _GROUP_BACKUPS),
@@ -91,7 +120,10 @@ def dress(tree: StagedTree, recipe: DistributionRecipe, identity: Identity, *, t
             raise InputError(f"there is no time zone {recipe.timezone}", subject=recipe.source)
         tree.symlink("etc/localtime", f"/usr/share/zoneinfo/{recipe.timezone}", mtime=timestamp)
         write("etc/timezone", f"{recipe.timezone}\n")
-    _ssh(tree, write, timestamp)
+    if recipe.cloud_init:
+        write("etc/cloud/cloud.cfg.d/90_armvm.cfg", _CLOUD)
+        write("etc/systemd/system/systemd-networkd-wait-online.service.d/armvm.conf", _ONLINE)
+    _ssh(tree, write, timestamp, cloud_init=recipe.cloud_init)
     add_users(tree, recipe.users, timestamp=timestamp)
     write("etc/default/grub.d/armvm.cfg", defaults(recipe.kernel_arguments))
     kernels = find_kernels(tree.names("boot"))
@@ -137,13 +169,13 @@ def _fstab(identity: Identity) -> str:
     )
 
 
-def _ssh(tree: StagedTree, write: _Writer, timestamp: int) -> None:
+def _ssh(tree: StagedTree, write: _Writer, timestamp: int, *, cloud_init: bool) -> None:
     """Every machine that is made of the image makes host keys of its own."""
     for name in tree.names("etc/ssh"):
         if name.startswith("ssh_host_"):
             tree.remove(f"etc/ssh/{name}")
     if tree.lookup("usr/sbin/sshd") is not None:
-        write(f"etc/systemd/system/{_HOST_KEYS_UNIT}", _HOST_KEYS)
+        write(f"etc/systemd/system/{_HOST_KEYS_UNIT}", _CLOUD_HOST_KEYS if cloud_init else _HOST_KEYS)
         link = f"etc/systemd/system/ssh.service.wants/{_HOST_KEYS_UNIT}"
         tree.symlink(link, f"/etc/systemd/system/{_HOST_KEYS_UNIT}", mtime=timestamp)
 

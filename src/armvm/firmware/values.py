@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 from armvm.errors import InputError
 from armvm.firmware.device_path import format_device_path, shown_hex
+from armvm.firmware.signatures import SignatureList, parse_signatures
+from armvm.firmware.variable_names import (
+    CUSTOM_MODE,
+    IMAGE_SECURITY_DATABASE,
+    SECURE_BOOT_ENABLE,
+    SHIM,
+    VENDOR_KEYS,
+    is_load_option,
+)
 from armvm.firmware.variables import Variable
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from armvm.printable import printable
@@ -17,22 +24,12 @@ from armvm.printable import printable
 _MOST_TEXT = 400
 _MOST_LISTED = 64
 
-IMAGE_SECURITY_DATABASE = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
-"""Vendor GUID of db, dbx, dbt and dbr (UEFI 2.10 §32.4.1, §32.6.1)."""
-
-_EDK2_SWITCHES = {
-    ("SecureBootEnable", UUID("f0a30bc7-af08-4556-99c4-001009c93a44")),
-    ("CustomMode", UUID("c076ec0c-7028-4399-a072-71ee5c448b9f")),
-    ("VendorKeysNv", UUID("9073e4e0-60ec-4b6e-9903-4c223c260f3c")),
+SWITCHES = {
+    ("SecureBootEnable", SECURE_BOOT_ENABLE),
+    ("CustomMode", CUSTOM_MODE),
+    ("VendorKeysNv", VENDOR_KEYS),
 }
-
-_SIGNATURE_KINDS = {
-    UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072"): "X.509 certificates",
-    UUID("3bd2a492-96c0-4079-b420-fcf98ef103ed"): "hashes of X.509 certificates",
-    UUID("c1c41626-504c-4092-aca9-41f936934328"): "SHA-256 hashes",
-    UUID("3c5766e8-269c-4e34-aa14-ed776e85b3b6"): "RSA-2048 keys",
-}
-"""UEFI 2.10 §32.4.1."""
+"""EDK2's own variables that are on or off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +92,30 @@ def format_time(timestamp: bytes) -> str | None:
     return f"{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
 
 
+def signature_lists(variable: Variable) -> tuple[SignatureList, ...]:
+    """What a signature database holds; nothing when the variable is none, or a broken one."""
+    if not is_signature_database(variable):
+        return ()
+    try:
+        return parse_signatures(variable.data)
+    except InputError:
+        return ()
+
+
+def is_signature_database(variable: Variable) -> bool:
+    """Whether its name and vendor are those of a signature database (UEFI 2.10 §3.3, §32.4.1; shim's MokList)."""
+    return variable.name in _SIGNATURES.get(variable.vendor, ())
+
+
 def _describer(variable: Variable) -> Callable[[bytes], str] | None:
     name, vendor = variable.key
+    if is_signature_database(variable):
+        return _signatures
     if vendor == EFI_GLOBAL_VARIABLE:
-        if _LOAD_OPTION_NAME.fullmatch(name):
+        if is_load_option(name):
             return _load_option
-        return _SIGNATURES.get(name) or _GLOBAL.get(name)
-    if vendor == IMAGE_SECURITY_DATABASE:
-        return _SIGNATURES.get(name)
-    return _switch if (name, vendor) in _EDK2_SWITCHES else None
-
-
-_LOAD_OPTION_NAME = re.compile(r"(?:Boot|Driver|SysPrep|PlatformRecovery|OsRecovery)[0-9A-Fa-f]{4}")
+        return _GLOBAL.get(name)
+    return _switch if (name, vendor) in SWITCHES else None
 
 
 def _load_option(data: bytes) -> str:
@@ -147,12 +156,12 @@ def _text(data: bytes) -> str:
 
 def _indications(data: bytes) -> str:
     (bits,) = struct.unpack("<Q", data)
-    names = [name for bit, name in enumerate(_INDICATIONS) if bits >> bit & 1]
-    unknown = bits >> len(_INDICATIONS) << len(_INDICATIONS)
+    names = [name for bit, name in enumerate(INDICATIONS) if bits >> bit & 1]
+    unknown = bits >> len(INDICATIONS) << len(INDICATIONS)
     return ", ".join([*names, hex(unknown)] if unknown else names) or "none"
 
 
-_INDICATIONS = (
+INDICATIONS = (
     "boot to firmware settings",
     "timestamp revocation",
     "file capsule delivery",
@@ -166,18 +175,10 @@ _INDICATIONS = (
 
 
 def _signatures(data: bytes) -> str:
-    """How many signatures of which kinds a signature database holds (UEFI 2.10 §32.4.1)."""
+    """How many signatures of which kinds a signature database holds."""
     counts: dict[str, int] = {}
-    offset = 0
-    while offset < len(data):
-        kind, list_bytes, header_bytes, signature_bytes = struct.unpack_from("<16sIII", data, offset)
-        content_bytes = list_bytes - 28 - header_bytes
-        if list_bytes < 28 or offset + list_bytes > len(data) or content_bytes < 0 or signature_bytes <= 16:
-            raise InputError("a broken signature list", offset_bytes=offset)
-        guid = UUID(bytes_le=kind)
-        name = _SIGNATURE_KINDS.get(guid, f"signatures of type {guid}")
-        counts[name] = counts.get(name, 0) + content_bytes // signature_bytes
-        offset += list_bytes
+    for one in parse_signatures(data):
+        counts[one.kind_name] = counts.get(one.kind_name, 0) + len(one.entries)
     return ", ".join(f"{name}: {count}" for name, count in counts.items()) or "empty"
 
 
@@ -191,6 +192,17 @@ _GLOBAL: dict[str, Callable[[bytes], str]] = {
     **dict.fromkeys(("ConIn", "ConOut", "ErrOut", "ConInDev", "ConOutDev", "ErrOutDev"), format_device_path),
     **dict.fromkeys(("SecureBoot", "SetupMode", "AuditMode", "DeployedMode"), _switch),
 }
-_SIGNATURES: dict[str, Callable[[bytes], str]] = dict.fromkeys(
-    ("PK", "KEK", "db", "dbx", "dbt", "dbr", "PKDefault", "KEKDefault", "dbDefault", "dbxDefault"), _signatures
-)
+_SIGNATURES = {
+    EFI_GLOBAL_VARIABLE: (
+        "PK",
+        "KEK",
+        "PKDefault",
+        "KEKDefault",
+        "dbDefault",
+        "dbxDefault",
+        "dbtDefault",
+        "dbrDefault",
+    ),
+    IMAGE_SECURITY_DATABASE: ("db", "dbx", "dbt", "dbr"),
+    SHIM: ("MokList", "MokListX"),
+}

@@ -114,11 +114,16 @@ def with_variable(store: VariableStore, variable: Variable) -> VariableStore:
 
     Raises UsageError when UEFI allows no such variable in a store, or the store has no room for it.
     """
-    _check(variable)
-    if store.find(*variable.key) is None:
-        variables = (*store.variables, variable)
-    else:
-        variables = tuple(variable if old.key == variable.key else old for old in store.variables)
+    return with_variables(store, (variable,))
+
+
+def with_variables(store: VariableStore, added: Iterable[Variable]) -> VariableStore:
+    """The store with each of ``added`` in the place of its namesake, or at the end; the errors of ``with_variable``."""
+    merged = {variable.key: variable for variable in store.variables}
+    for variable in added:
+        check_variable(variable)
+        merged[variable.key] = variable
+    variables = tuple(merged.values())
     check_room(variables, store.area_bytes)
     return replace(store, variables=variables)
 
@@ -154,8 +159,8 @@ def new_instance_variables() -> tuple[Variable, ...]:
     return (Variable("Timeout", EFI_GLOBAL_VARIABLE, struct.pack("<H", 0)),)
 
 
-def _check(variable: Variable) -> None:
-    """Refuse what SetVariable() refuses (UEFI 2.10 §8.2.3)."""
+def check_variable(variable: Variable) -> None:
+    """Raise UsageError for what SetVariable() refuses (UEFI 2.10 §8.2.3), and for what does not outlive a boot."""
     if not variable.name or "\0" in variable.name:
         raise UsageError(f"not a variable's name: {variable.name!r}")
     if not variable.data:

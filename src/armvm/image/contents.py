@@ -154,3 +154,15 @@ class ImageContents:
             return Esp(partition, FatVolume(partition.slice(self.disk)))
         except InputError as error:
             return Esp(partition, None, error)
+
+
+def bootable_state(disk: Disk) -> ExecutionState:
+    """The execution state that the image has a boot program for, AArch64 first. Raises InputError when for none."""
+    for state in ImageContents(disk).bootable_states:
+        return state
+    paths = " and no ".join(state.removable_path for state in ExecutionState)
+    raise InputError(
+        f"nothing to boot: there is no {paths} on an EFI System Partition",
+        subject=disk.name,
+        hint="`armvm check` says what is missing; --arch boots it all the same",
+    )

@@ -35,7 +35,6 @@ _PRELOADED = (
     *(
         "armvm.lab.xen_domain",
         "armvm.machine.xen.session",
-        "armvm.machine.xen.hotplug",
         "armvm.platform.trial",
         "armvm.platform.check",
         "armvm.report.json",

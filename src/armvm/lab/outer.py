@@ -161,8 +161,7 @@ class OuterMachine:
         if command == "migrate":
             qmp.execute("stop")
             qmp.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
-        # An incoming descriptor is looked up by name too, since QEMU 2.12's monitors keep them by name.
-        qmp.hand_over("state", file_descriptor)
+        qmp.give("state", file_descriptor)
         qmp.execute(command, {"uri": "fd:state"}, timeout_seconds=_MOVE_SECONDS)
         deadline = time.monotonic() + _MOVE_SECONDS
         while (remaining := deadline - time.monotonic()) > 0:

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from armvm.atomic import write_file
 from armvm.errors import BusyError, OutputError
+from armvm.home import home
 from armvm.lab.recipe import HostKind
-from armvm.machine.instances import home
 
 SCRATCH = ".making-"
 _MOST_MANIFEST_BYTES = 1 << 16

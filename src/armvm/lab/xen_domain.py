@@ -21,7 +21,7 @@ from armvm.errors import ArmvmError, GuestError, InputError, MachineError
 from armvm.execution import ExecutionState
 from armvm.lab.recipe import IMAGE_DISK
 from armvm.machine.definition import Bus, Console, DiskDevice, Machine, Writes
-from armvm.machine.xen.backend import Xen, find_xen
+from armvm.machine.xen.backend import Xen, require_control_domain
 from armvm.machine.xen.config import XenHost, xen_firmware
 from armvm.process import run
 from armvm.units import MIB
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry it out; the exit code."""
     options = _parser().parse_args(argv)
     try:
-        code: int = options.action(options, find_xen(HOST))
+        require_control_domain()
+        code: int = options.action(options, Xen(host=HOST))
     except ArmvmError as error:
         _say(f"armvm: {error.message}" if error.hint is None else f"armvm: {error.message} ({error.hint})")
         return error.exit_code

@@ -8,9 +8,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from armvm.machine.definition import Machine
+from armvm.machine.capabilities import Capabilities
+from armvm.machine.definition import DiskDevice, Machine, Nic
 
 
 class Ending(enum.Enum):
@@ -55,7 +56,15 @@ class DeviceGone:
     name: str
 
 
-Event = ConsoleOutput | GuestReset | DeviceGone | Ended | Readable
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Anything else that the hypervisor reports, in its own words: a job's new state, a device's trouble."""
+
+    name: str
+    data: dict[str, Any]
+
+
+Event = ConsoleOutput | GuestReset | DeviceGone | Report | Ended | Readable
 
 
 class Session(Protocol):
@@ -81,14 +90,6 @@ class Session(Protocol):
         """Press the power button. What comes of it is the guest's choice."""
         ...
 
-    def reset(self) -> None:
-        """Press the reset button. Raises MachineError when the hypervisor refuses."""
-        ...
-
-    def kill(self) -> None:
-        """End the VM as a crash of the host would: nothing is flushed, nobody is asked."""
-        ...
-
     def end(self) -> None:
         """End the VM at once, keeping what it has written to its disks. Ending twice is no error."""
         ...
@@ -98,14 +99,50 @@ class Session(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class ControlledSession(Session, Protocol):
+    """A running VM with everything that can be done to it from outside."""
+
+    def reset(self) -> None:
+        """Press the reset button. Raises MachineError when the hypervisor does not."""
+        ...
+
+    def attach(self, device: DiskDevice | Nic) -> None:
+        """Add ``device``, which has a name, at its hotplug port, or behind the SCSI controller.
+
+        Raises MachineError when the hypervisor does not take it; that it does says nothing about the guest.
+        """
+        ...
+
+    def request_detach(self, device: DiskDevice | Nic) -> None:
+        """Ask the guest to give ``device`` up; a DeviceGone event follows when it has. Raises MachineError."""
+        ...
+
+    def kill(self) -> None:
+        """End the VM as a power cut would: the guest is not asked, and nothing is flushed that it did not flush."""
+        ...
+
+
 class Backend(Protocol):
-    """A hypervisor on this host."""
+    """A hypervisor on this host. ``name`` is what it is called in reports and messages."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What it can be, as it is here."""
+        ...
+
+    def describe(self, machine: Machine) -> str:
+        """What ``machine`` is in its own language, to be read or pasted: a command, or a file."""
+        ...
 
     def problems(self, machine: Machine) -> tuple[str, ...]:
         """Why this hypervisor cannot be ``machine``, one sentence each."""
         ...
 
-    def start(self, machine: Machine, *, hold: Sequence[int] = ()) -> Session:
+    def start(self, machine: Machine, *, hold: Sequence[int] = ()) -> ControlledSession:
         """Start ``machine``. The VM keeps the descriptors ``hold`` (locks) open as long as it lives.
 
         Raises UsageError for a machine that cannot be, MissingError when the hypervisor is not there, MachineError

@@ -67,8 +67,13 @@ class Pattern:
 
     def found_in(self, text: str) -> bool:
         """Whether ``text`` holds a match. Raises UsageError when looking for one takes for ever."""
+        return self.end_in(text) is not None
+
+    def end_in(self, text: str) -> int | None:
+        """Where the first match in ``text`` ends, None when there is none. Raises UsageError as ``found_in`` does."""
         with _bounded(self.expression):
-            return self._compiled.search(text) is not None
+            match = self._compiled.search(text)
+        return None if match is None else match.end()
 
 
 def harmless(text: str) -> str:

@@ -1,4 +1,7 @@
-"""The Machine value: everything that a virtual machine is, and nothing of how a hypervisor is told so."""
+"""The Machine value: everything that a virtual machine is, and nothing of how a hypervisor is told so.
+
+Its devices are defined in ``machine.devices``, and can be imported from here too.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,55 @@ from pathlib import Path
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import Firmware
-from armvm.units import GIB, MIB, SECTOR_SIZES, format_size
+from armvm.machine.device_problems import device_problems
+from armvm.machine.devices import (
+    BridgeNetwork,
+    DiskCache,
+    DiskDevice,
+    DiskInterface,
+    Graphics,
+    LinkNetwork,
+    Nic,
+    PortForward,
+    SharedFolder,
+    ShareDriver,
+    TapNetwork,
+    UserNetwork,
+    WatchdogAction,
+    Writes,
+)
+from armvm.printable import printable
+from armvm.units import GIB, MIB, format_size
+
+__all__ = [
+    "BridgeNetwork",
+    "Bus",
+    "Console",
+    "DiskCache",
+    "DiskDevice",
+    "DiskInterface",
+    "GicVersion",
+    "Graphics",
+    "HardwareDescription",
+    "LinkNetwork",
+    "Machine",
+    "Nic",
+    "PortForward",
+    "ShareDriver",
+    "SharedFolder",
+    "TapNetwork",
+    "UserNetwork",
+    "VariablesFile",
+    "WatchdogAction",
+    "Writes",
+    "disk_names",
+    "nic_names",
+    "problems",
+    "require_sound",
+]
 
 GICV2_MOST_VCPUS = 8
 MOST_VCPUS = 512
-MOST_DISKS = 16
-MOST_NICS = 6
 MOST_HOTPLUG_PORTS = 7
 LEAST_MEMORY_BYTES = 128 * MIB
 """EDK2 for virtual machines says nothing and hangs with less."""
@@ -58,40 +104,6 @@ class Bus(enum.Enum):
     XEN = "xen"
 
 
-class Writes(enum.Enum):
-    """What becomes of what the guest writes to a disk."""
-
-    KEPT = "kept"
-    DISCARDED = "discarded"
-    """The guest can write, and what it wrote is gone when the VM ends."""
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class DiskDevice:
-    """A disk of the machine: an image, its format (as QEMU spells it), and the sector size that the guest sees."""
-
-    path: Path
-    format: str
-    sector_size: int = 512
-    writes: Writes = Writes.DISCARDED
-
-
-@dataclass(frozen=True, slots=True)
-class PortForward:
-    """A TCP port of this host, on its loopback address only, that leads to a port of the guest."""
-
-    host_port: int
-    guest_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class UserNetwork:
-    """A network card behind user-mode NAT: the guest reaches out, and only ``forwards`` lead in."""
-
-    forwards: tuple[PortForward, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class VariablesFile:
     """The file that keeps this machine's UEFI variables, and its format."""
@@ -108,6 +120,11 @@ class Machine:
     with the VM. ``clock`` is what the RTC starts at, None for the host's time. The first disk is what is booted.
     ``hotplug_ports`` are empty PCIe root ports, each for one device; a machine on MMIO has none.
     ``scsi_controller`` adds a virtio-scsi controller, whose disks come and go without PCI hotplug.
+    ``more_consoles`` are virtio consoles beside the first (hvc0 … in the guest). ``rng`` and ``balloon`` are the virtio
+    devices of that name. ``tpm`` needs swtpm. ``secure_boot`` asks for firmware that refuses unsigned programs.
+    ``vsock_cid`` is the guest's address on vhost-vsock, 3 or more. ``guest_agent`` adds the serial port that
+    qemu-guest-agent listens on. ``platform`` is the hypervisor's own name of its virtual board with a version
+    (virt-7.2), which memory that was kept needs; None for its newest.
     """
 
     state: ExecutionState
@@ -119,11 +136,23 @@ class Machine:
     description: HardwareDescription = HardwareDescription.DT
     console: Console = Console.PL011
     bus: Bus = Bus.PCI
-    nics: tuple[UserNetwork, ...] = (UserNetwork(),)
+    nics: tuple[Nic, ...] = (UserNetwork(),)
     variables: VariablesFile | None = None
     clock: datetime | None = None
     hotplug_ports: int = DEFAULT_HOTPLUG_PORTS
     scsi_controller: bool = False
+    more_consoles: int = 0
+    rng: bool = False
+    balloon: bool = False
+    shares: tuple[SharedFolder, ...] = ()
+    tpm: bool = False
+    secure_boot: bool = False
+    watchdog: WatchdogAction | None = None
+    graphics: Graphics | None = None
+    usb_keyboard: bool = False
+    vsock_cid: int | None = None
+    guest_agent: bool = False
+    platform: str | None = None
 
 
 def problems(machine: Machine) -> tuple[str, ...]:
@@ -145,31 +174,31 @@ def problems(machine: Machine) -> tuple[str, ...]:
         found.append("ACPI on an AArch32 machine: its firmware describes the hardware by a device tree only")
     if not 0 <= machine.hotplug_ports <= MOST_HOTPLUG_PORTS:
         found.append(f"{machine.hotplug_ports} hotplug ports: a machine has at most {MOST_HOTPLUG_PORTS}")
-    found += _disk_problems(machine.disks)
-    found += _network_problems(machine.nics)
+    if machine.secure_boot:
+        found += _secure_boot_problems(machine)
+    found += device_problems(machine, disk_names(machine), nic_names(machine))
     return tuple(found)
 
 
-def _disk_problems(disks: tuple[DiskDevice, ...]) -> list[str]:
-    found = [
-        f"{disk.path}: sectors of {disk.sector_size} bytes; a disk has sectors of 512 or 4096"
-        for disk in disks
-        if disk.sector_size not in SECTOR_SIZES
-    ]
-    if len(disks) > MOST_DISKS:
-        found.append(f"{len(disks)} disks: a machine has at most {MOST_DISKS}")
-    return found
+def _secure_boot_problems(machine: Machine) -> list[str]:
+    if machine.state is ExecutionState.AARCH32:
+        return [
+            "Secure Boot on an AArch32 machine: no firmware has keys for it; leave secure_boot out, and enroll own ones"
+        ]
+    if not machine.firmware.enforces_secure_boot:
+        name = printable(machine.firmware.code.name)
+        return [f"Secure Boot with {name}: it is not known to refuse unsigned programs; leave one of them out"]
+    return []
 
 
-def _network_problems(nics: tuple[UserNetwork, ...]) -> list[str]:
-    found = [f"{len(nics)} network cards: a machine has at most {MOST_NICS}"] if len(nics) > MOST_NICS else []
-    taken: set[int] = set()
-    for forward in (forward for nic in nics for forward in nic.forwards):
-        found += [f"no TCP port: {port}" for port in (forward.host_port, forward.guest_port) if not 0 < port < 65536]
-        if forward.host_port in taken:
-            found.append(f"port {forward.host_port} of this host is forwarded twice")
-        taken.add(forward.host_port)
-    return found
+def disk_names(machine: Machine) -> tuple[str, ...]:
+    """What each disk is called: by the user, on the command line of QEMU, and where it is detached."""
+    return tuple(disk.name or f"disk{index}" for index, disk in enumerate(machine.disks))
+
+
+def nic_names(machine: Machine) -> tuple[str, ...]:
+    """What each network card is called."""
+    return tuple(nic.name or f"net{index}" for index, nic in enumerate(machine.nics))
 
 
 def require_sound(found: tuple[str, ...]) -> None:

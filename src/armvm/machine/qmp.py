@@ -46,24 +46,19 @@ class Qmp:
         """The socket's descriptor, to wait on."""
         return self._connection.fileno()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether events have come, while a reply was due, that ``receive`` has not given out."""
+        return bool(self._events)
+
     def greet(self, timeout_seconds: float) -> None:
         """Wait for QEMU's greeting and enter command mode. Raises MachineError when it does not come."""
         self._wait_until(lambda: self._greeted, timeout_seconds, "QEMU's greeting")
         self.execute("qmp_capabilities", timeout_seconds=timeout_seconds)
 
-    def execute(
-        self,
-        command: str,
-        arguments: dict[str, Any] | None = None,
-        *,
-        descriptor: int | None = None,
-        timeout_seconds: float = 10.0,
-    ) -> Any:
-        """Run a command and return what it returns. Raises MachineError when it fails or takes too long.
-
-        ``descriptor`` goes with it, for the command that takes one.
-        """
-        number = self._send(command, arguments, descriptor)
+    def execute(self, command: str, arguments: dict[str, Any] | None = None, *, timeout_seconds: float = 10.0) -> Any:
+        """Run a command and return what it returns. Raises MachineError when it fails or takes too long."""
+        number = self._send(command, arguments)
         try:
             self._wait_until(lambda: number in self._replies, timeout_seconds, f"the answer to {command}")
         except MachineError:
@@ -75,12 +70,14 @@ class Qmp:
             raise MachineError(f"QEMU refuses {command}: {said}")
         return reply.get("return")
 
-    def hand_over(self, name: str, descriptor: int, *, timeout_seconds: float = 10.0) -> None:
-        """Give QEMU a copy of a file descriptor under ``name``, for commands that take one (``fd:NAME``).
-
-        Raises MachineError when it does not take it.
-        """
-        self.execute("getfd", {"fdname": name}, descriptor=descriptor, timeout_seconds=timeout_seconds)
+    def give(self, name: str, descriptor: int, *, timeout_seconds: float = 10.0) -> None:
+        """Give QEMU a descriptor of ours, known there as ``name``. Raises MachineError when it does not take it."""
+        # QEMU takes a descriptor that comes with a byte for that of the next getfd: a space does nothing else.
+        try:
+            socket.send_fds(self._connection, [b" "], [descriptor])
+        except OSError as error:
+            raise MachineError(f"cannot give QEMU a descriptor: {error.strerror or error}") from error
+        self.execute("getfd", {"fdname": name}, timeout_seconds=timeout_seconds)
 
     def tell(self, command: str) -> None:
         """Send a command without waiting for its answer."""
@@ -98,15 +95,12 @@ class Qmp:
         self.closed = True
         self._connection.close()
 
-    def _send(self, command: str, arguments: dict[str, Any] | None, descriptor: int | None = None) -> int:
+    def _send(self, command: str, arguments: dict[str, Any] | None) -> int:
         self._last_id += 1
         message = {"execute": command, "id": self._last_id, **({"arguments": arguments} if arguments else {})}
         try:
             # A command is short and QEMU reads them as they come: a socket buffer that is full means that it hangs.
-            data = json.dumps(message).encode() + b"\n"
-            if descriptor is not None:
-                data = data[socket.send_fds(self._connection, [data], [descriptor]) :]
-            self._connection.sendall(data)
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
             raise MachineError(f"cannot tell QEMU to {command}: {error.strerror or error}") from error
         return self._last_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Event, Session
+from armvm.machine.backend import ConsoleOutput, ControlledSession, DeviceGone, Ended, Event
 from armvm.probe.wire import Record, Run, Speaker, decode
 from armvm.units import MIB
 
@@ -25,7 +25,7 @@ class Ear:
     ``patience`` multiplies every wait, for a VM that is emulated inside another.
     """
 
-    def __init__(self, session: Session, *, patience: float = 1.0) -> None:
+    def __init__(self, session: ControlledSession, *, patience: float = 1.0) -> None:
         self._session = session
         self._patience = patience
         self.heard = bytearray()

@@ -8,32 +8,30 @@ instance of the same image follows, then Linux with hotplug.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from armvm.disk.detect import open_disk
+from armvm.disk.qcow2_write import write_overlay
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.firmware.varstore import new_instance_store
+from armvm.machine.backend import Backend
 from armvm.machine.console_text import ConsoleText
-from armvm.machine.definition import Bus, Console, HardwareDescription, Machine, VariablesFile
-from armvm.machine.qemu.backend import Qemu
+from armvm.machine.definition import Bus, Console, DiskDevice, HardwareDescription, Machine, VariablesFile, Writes
 from armvm.platform.host import HotplugRecord
 from armvm.platform.linux_disk import build_linux_disk
 from armvm.platform.listening import Ear
+from armvm.platform.plugging import plug
 from armvm.platform.probe_disk import ProbeConfig, build_probe_disk, read_probe_disk, scratch_folder
-from armvm.platform.trial_host import trial_host
 from armvm.printable import printable
 from armvm.probe.kernels import GuestKernel
 from armvm.probe.report import After, PlatformObservation, Sitting, observe
 from armvm.probe.wire import Run, Speaker, decode
 from armvm.units import MIB
-
-if TYPE_CHECKING:
-    from armvm.machine.xen.backend import Xen
 
 FULL_RUNS = 2
 _FIRST = "first"
@@ -55,10 +53,10 @@ class TrialResult:
 
 def run_trial(
     machine: Machine,
-    backend: Qemu | Xen,
+    backend: Backend,
     *,
     kernel: GuestKernel | None,
-    other_state: tuple[Machine, Qemu] | None = None,
+    other_state: tuple[Machine, Backend] | None = None,
     timestamp: int,
     patience: float = 1.0,
     progress: Progress = lambda _line: None,
@@ -81,7 +79,7 @@ def run_trial(
             sitting, hotplug = trial.linux(kernel, timestamp)
             sittings.append(sitting)
             failures["linux_failure"] = _silence(sitting)
-        name = f"{trial_host(backend).name} {machine.state.value}, {machine.firmware.name}"
+        name = f"{backend.name} {machine.state.value}, {machine.firmware.name}"
         observation = observe([heard.sitting for heard in sittings], name=name, image_unchanged=unchanged, **failures)
         return TrialResult(observation, hotplug, bytes(trial.console))
 
@@ -95,12 +93,10 @@ class _Heard:
 
 
 class _Trial:
-    def __init__(
-        self, machine: Machine, backend: Qemu | Xen, folder: Path, progress: Progress, patience: float
-    ) -> None:
+    def __init__(self, machine: Machine, backend: Backend, folder: Path, progress: Progress, patience: float) -> None:
         self._patience = patience
         self._machine = machine
-        self._host = trial_host(backend)
+        self._backend = backend
         self._folder = folder
         self._progress = progress
         self.console = bytearray()
@@ -121,14 +117,13 @@ class _Trial:
         sittings.append(self._sit(second, "second", None, "a second instance of the same image", until=1))
         return sittings, _digest(image) == before
 
-    def briefly(self, machine: Machine, qemu: Qemu, timestamp: int) -> _Heard:
+    def briefly(self, machine: Machine, backend: Backend, timestamp: int) -> _Heard:
         """The EFI probe in the other execution state: that it runs at all is what is asked."""
         image = self._folder / "other.img"
         config = ProbeConfig(runs=1, skip=_NOT_ASKED_OF_THE_OTHER_STATE)
         build_probe_disk(image, config=config, states=[machine.state], timestamp=timestamp)
         self._progress(f"the EFI probe in {machine.state.label}")
-        host = trial_host(qemu)
-        with host.start(replace(machine, disks=(host.passing_disk(image),))) as session:
+        with backend.start(replace(machine, disks=(_passing_disk(image, backend),))) as session:
             ear = Ear(session, patience=self._patience)
             ear.listen(lambda: False)
         return _Heard(Sitting(decode(bytes(ear.heard)), "other state"), bytes(ear.heard))
@@ -137,21 +132,29 @@ class _Trial:
         """Linux with hotplug, where the machine takes devices."""
         image = self._folder / "linux.img"
         build_linux_disk(image, kernel, state=self._machine.state, console=self._machine.console, timestamp=timestamp)
+        disk = _passing_disk(image, self._backend)
         scsi = self._machine.state is ExecutionState.AARCH32 and self._machine.bus is Bus.PCI
-        machine = replace(self._machine, disks=(self._host.passing_disk(image),), scsi_controller=scsi)
+        machine = replace(self._machine, disks=(disk,), scsi_controller=scsi)
         self._progress(f"Linux ({kernel.source}) by {_described(machine.description)}, with hotplug")
-        with self._host.start(machine) as session:
+        with self._backend.start(machine) as session:
             ear = Ear(session, patience=self._patience)
             hotplug = None
             if ear.listen(lambda: any(record.type == "ready" for record in ear.records(Speaker.LINUX)), patient=True):
-                hotplug = self._host.plug(session, ear, machine, self._folder)
+                hotplug = plug(session, ear, machine, self._folder)
             session.send(b"armvm:end\n")
             ear.listen(lambda: False, patient=True)
         self.console += ear.heard
         return _Heard(Sitting(decode(bytes(ear.heard)), "linux"), bytes(ear.heard)), hotplug
 
     def _instance(self, image: Path, name: str) -> Machine:
-        """A new instance of ``image``: a disk and a variable store of its own."""
+        """A new instance of ``image``: an overlay (or a copy) and a variable store of its own."""
+        form = "qcow2" if "qcow2" in self._backend.capabilities().disk_formats else "raw"
+        own = self._folder / f"{name}.{form}"
+        if form == "raw":
+            shutil.copyfile(image, own)
+        else:
+            with own.open("xb") as file:
+                write_overlay(file, backing_path=image.name, backing_format="raw", size_bytes=image.stat().st_size)
         variables = None
         if self._machine.firmware.keeps_variables:
             store = self._folder / f"{name}.fd"
@@ -159,13 +162,13 @@ class _Trial:
                 file.write(new_instance_store())
                 file.truncate(FLASH_SIZE_BYTES)
             variables = VariablesFile(store, "raw")
-        disk = self._host.own_disk(image, self._folder / name)
+        disk = DiskDevice(own, form, writes=Writes.KEPT)
         return replace(self._machine, disks=(disk,), variables=variables)
 
     def _sit(self, machine: Machine, instance: str, after: After | None, what: str, *, until: int | None) -> _Heard:
         """Start the VM and listen until it powers off, or until run ``until`` is complete: then it is killed."""
         self._progress(what)
-        with self._host.start(machine) as session:
+        with self._backend.start(machine) as session:
             ear = Ear(session, patience=self._patience)
             ear.listen(lambda: until is not None and ear.completed(until))
             if until is not None:
@@ -184,6 +187,12 @@ class _Trial:
                 return list(read_probe_disk(disk))
         except InputError:
             return []
+
+
+def _passing_disk(image: Path, backend: Backend) -> DiskDevice:
+    """``image``, which nobody needs afterwards, as a disk that the guest can write to."""
+    discards = Writes.DISCARDED in backend.capabilities().writes
+    return DiskDevice(image, "raw", writes=Writes.DISCARDED if discards else Writes.KEPT)
 
 
 def _silence(heard: _Heard) -> str | None:

@@ -21,7 +21,7 @@ from armvm.atomic import sync_folder
 from armvm.disk.storage import Disk
 from armvm.disk.writable import ImageWriter, open_writer
 from armvm.errors import BusyError, InputError, OutputError
-from armvm.machine.instances import home
+from armvm.home import home
 from armvm.units import KIB, MIB
 
 SUFFIX = ".armvm-repair"

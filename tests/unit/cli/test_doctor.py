@@ -21,6 +21,7 @@ def empty_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr("armvm.process._SBIN", "")
+    monkeypatch.setattr("armvm.process._LIBEXEC", "")
     monkeypatch.setattr(doctor, "_ROOT", tmp_path)
     monkeypatch.setattr(discovery, "descriptor_folders", lambda _shares: ())
     monkeypatch.setattr(doctor, "skipped_descriptors", lambda: ())

@@ -169,7 +169,7 @@ def test_a_qcow2_image_is_given_with_its_format(
     converted = tmp_path / "disk.whatever"
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(image), str(converted)], check=True, timeout=60)
     assert main(["run", str(converted), "--print-command"]) == 0
-    assert "driver=qcow2,file.driver=file" in capsys.readouterr().out
+    assert "driver=qcow2,file.filename=" in capsys.readouterr().out
 
 
 def test_qemu_that_fails_is_quoted(image: Path, fake_qemu: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -266,10 +266,11 @@ def test_an_instance_stands_on_one_image(
 def test_an_instance_that_runs_names_who_runs_it(
     image: Path, fake_qemu: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from armvm.machine import instances
+    from armvm.instance import store as instances
+    from armvm.instance.lock import HolderKind
 
     fake_qemu(DIE)
     assert main(["run", str(image), "--name", "web", "--until", "x"]) == 69
-    with instances.find("web").locked():
+    with instances.find("web").locked(kind=HolderKind.MACHINE):
         assert main(["run", "--name", "web"]) == 69
         assert f"in use by process {os.getpid()}" in capfd.readouterr().err

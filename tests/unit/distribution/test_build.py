@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 
 from armvm.cli.main import main
 from armvm.disk.detect import open_disk
@@ -249,3 +250,15 @@ def test_a_tree_on_the_host_stays_as_it_is(tmp_path: Path) -> None:
     build_distribution(recipe, {}, tmp_path / "other.img", timestamp=TIME)
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
     assert all(path.stat().st_nlink == 1 for path in tree.rglob("*") if path.is_file())
+
+
+def test_an_image_with_cloud_init_is_quick_and_keeps_what_it_is(tmp_path: Path) -> None:
+    with _dressed(tmp_path, DistributionRecipe("debian:12", cloud_init=True)) as tree:
+        config = yaml.safe_load(_text(tree, "etc/cloud/cloud.cfg.d/90_armvm.cfg"))
+        assert config["apt"] == {"preserve_sources_list": True}
+        assert config["ssh_genkeytypes"] == ["ed25519", "ecdsa"]
+        assert "datasource_list" not in config
+        unit = _text(tree, "etc/systemd/system/ssh.service.wants/armvm-ssh-host-keys.service")
+        assert "After=cloud-init.service" in unit
+        assert "ConditionPathExistsGlob=!/etc/ssh/ssh_host_*_key" in unit
+        assert "--any" in _text(tree, "etc/systemd/system/systemd-networkd-wait-online.service.d/armvm.conf")

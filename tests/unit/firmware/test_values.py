@@ -7,7 +7,8 @@ import pytest
 
 from armvm.errors import InputError
 from armvm.firmware.device_path import format_device_path
-from armvm.firmware.values import IMAGE_SECURITY_DATABASE, describe, format_time, parse_load_option
+from armvm.firmware.values import describe, format_time, parse_load_option
+from armvm.firmware.variable_names import IMAGE_SECURITY_DATABASE
 from armvm.firmware.variables import Variable
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from tools.varstores import OWN_VENDOR

@@ -105,6 +105,10 @@ def test_armvm_runs_in_the_process_that_has_it_loaded(port: socket.socket) -> No
     assert result.code == 2
 
 
+def test_what_is_loaded_before_the_host_is_frozen_is_there() -> None:
+    agent._preload()
+
+
 def test_what_goes_on_too_long_is_killed_whole(port: socket.socket, tmp_path: Path) -> None:
     began = time.monotonic()
     server = threading.Thread(target=_serve_one, args=(port,))

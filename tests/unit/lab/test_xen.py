@@ -16,7 +16,6 @@ from armvm.execution import ExecutionState
 from armvm.lab import agent, xen, xen_domain
 from armvm.lab.recipe import GuestRequest, HostFiles, HostKind
 from armvm.lab.xen_firmware import firmware_path
-from armvm.machine.xen.backend import Xen
 from armvm.units import GIB, MIB
 from tools.fake_xen import bring_down, install_fake_xen
 
@@ -150,7 +149,7 @@ def test_its_tasks_are_modules_that_the_agent_runs_itself() -> None:
 def domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A fake Xen for ``xen_domain``, with a disk that needs no device mapper; its folder."""
     monkeypatch.setenv("PATH", install_fake_xen(tmp_path))
-    monkeypatch.setattr(xen_domain, "find_xen", Xen)
+    monkeypatch.setattr(xen_domain, "require_control_domain", lambda: None)
 
     @contextmanager
     def writable(image: Path) -> Iterator[Path]:

@@ -114,7 +114,10 @@ def test_code_is_read_only_and_a_fresh_store_comes_by_descriptor() -> None:
 def test_a_kept_store_is_a_file() -> None:
     machine = replace(machine_of(), variables=VariablesFile(Path("/i/vars.qcow2"), "qcow2"))
     drives = values(planned(machine, channels=Channels(11)), "-drive")
-    assert drives[1] == "if=pflash,unit=1,driver=qcow2,file.driver=file,file.filename=/i/vars.qcow2"
+    assert (
+        drives[1]
+        == "if=pflash,unit=1,node-name=variables-node,driver=qcow2,file.driver=file,file.filename=/i/vars.qcow2"
+    )
 
 
 def test_a_firmware_of_the_bios_kind_has_no_flash_but_may_keep_variables() -> None:
@@ -129,12 +132,22 @@ def test_a_firmware_of_the_bios_kind_has_no_flash_but_may_keep_variables() -> No
 
 @pytest.mark.parametrize(
     ("writes", "word"),
-    [(Writes.DISCARDED, "snapshot=on"), (Writes.REFUSED, "readonly=on"), (Writes.KEPT, "discard=unmap")],
+    [(Writes.REFUSED, "read-only=on"), (Writes.KEPT, "read-only=off")],
 )
 def test_what_becomes_of_writes(writes: Writes, word: str) -> None:
     machine = replace(machine_of(), disks=(DiskDevice(Path("/a.qcow2"), "qcow2", writes=writes),))
-    drive = values(planned(machine), "-drive")[-1]
-    assert drive == f"if=none,id=disk0,driver=qcow2,file.driver=file,file.filename=/a.qcow2,{word}"
+    node = value(planned(machine), "-blockdev")
+    trims = ",discard=unmap" if writes is Writes.KEPT else ""
+    file = "file.driver=file,file.filename=/a.qcow2"
+    assert node == f"driver=qcow2,node-name=disk0-node,{word},{file}{trims}"
+    assert ",drive=disk0-node," in values(planned(machine), "-device")[2]
+
+
+def test_writes_that_are_discarded_go_to_an_overlay() -> None:
+    arguments = planned(machine_of(disk=Path("/a.raw")))
+    assert values(arguments, "-drive")[-1] == ("if=none,id=disk0,driver=raw,file.filename=/a.raw,snapshot=on")
+    assert ",drive=disk0," in values(arguments, "-device")[2]
+    assert "-blockdev" not in arguments
 
 
 def test_names_of_files_are_nothing_but_names() -> None:
@@ -153,23 +166,27 @@ def test_every_device_has_its_own_place_whatever_else_is_there() -> None:
     )
     devices = values(planned(full), "-device")
     assert devices[:2] == [
-        "virtio-blk-pci,addr=0x8,drive=disk0,bootindex=0",
-        "virtio-blk-pci,addr=0x9,drive=disk1,bootindex=1,logical_block_size=4096,physical_block_size=4096",
+        "pcie-root-port,id=port0,chassis=1,slot=1,addr=0x18",
+        "pcie-root-port,id=port1,chassis=2,slot=2,addr=0x19",
     ]
     assert devices[2:4] == [
-        "virtio-net-pci,addr=0x2,netdev=net0,romfile=",
-        "virtio-net-pci,addr=0x3,netdev=net1,romfile=",
+        "virtio-blk-pci,addr=0x8,id=disk0,drive=disk0,bootindex=0",
+        "virtio-blk-pci,addr=0x9,id=disk1,drive=disk1,logical_block_size=4096,physical_block_size=4096,bootindex=1",
     ]
-    assert devices[0] == values(planned(replace(full, nics=(), console=Console.PL011)), "-device")[0]
+    assert devices[4:6] == [
+        "virtio-net-pci,addr=0x2,id=net0,netdev=net0-backend,romfile=",
+        "virtio-net-pci,addr=0x3,id=net1,netdev=net1-backend,romfile=",
+    ]
+    assert devices[2] == values(planned(replace(full, nics=(), console=Console.PL011)), "-device")[2]
     by_mmio = values(planned(replace(full, bus=Bus.MMIO)), "-device")
-    assert by_mmio[0] == "virtio-blk-device,bus=virtio-mmio-bus.8,drive=disk0,bootindex=0"
+    assert by_mmio[0] == "virtio-blk-device,bus=virtio-mmio-bus.8,id=disk0,drive=disk0,bootindex=0"
     assert not any("pci" in device or "romfile" in device for device in by_mmio)
 
 
 def test_ports_lead_in_from_this_host_only() -> None:
     machine = replace(machine_of(), nics=(UserNetwork((PortForward(2222, 22), PortForward(8080, 80))),))
     assert value(planned(machine), "-netdev") == (
-        "user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80"
+        "user,id=net0-backend,hostfwd=tcp:127.0.0.1:2222-:22,hostfwd=tcp:127.0.0.1:8080-:80"
     )
     assert "-netdev" not in planned(replace(machine_of(), nics=()))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from armvm.errors import MachineError, UsageError
-from armvm.machine.backend import ConsoleOutput, Ended, Ending, Event, GuestReset
+from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset
+from armvm.machine.definition import DiskDevice, UserNetwork, Writes
 from armvm.machine.xen.backend import Xen
 from armvm.machine.xen.config import XenHost, adapt, xen_firmware
-from armvm.machine.xen.hotplug import HotDisk, HotNic, attach, detach
 from armvm.machine.xen.session import XenSession, parse_list, telling
 from armvm.process import ProgramError
 from tools.fake_xen import bring_down, install_fake_xen
@@ -97,7 +97,7 @@ def test_xl_says_why_it_refuses(xen: Path) -> None:
 
 
 def test_a_machine_that_cannot_be_is_refused_before_anything_starts(xen: Path) -> None:
-    with pytest.raises(UsageError, match="Xen PV devices only"):
+    with pytest.raises(UsageError, match="Xen's own console"):
         Xen().start(machine_of())
     assert calls(xen) == []
 
@@ -131,11 +131,13 @@ def test_a_killed_process_takes_its_domain_along(xen: Path) -> None:
 
 def test_hotplug_is_told_to_xl(xen: Path) -> None:
     host = XenHost(block_script="block-x", vif_script="vif-x")
-    with Xen(host).start(MACHINE) as session:
-        disk, nic = HotDisk(Path("/d.img"), 1), HotNic("52:54:00:ac:e0:01")
+    disk = DiskDevice(Path("/d.img"), "raw", writes=Writes.REFUSED, name="hot-disk")
+    nic = UserNetwork(mac="52:54:00:AC:E0:01", name="hot-nic")
+    with Xen(host=host).start(MACHINE) as session:
         for device in (disk, nic):
-            attach(session, device, host)
-            detach(session, device)
+            session.attach(device)
+            session.request_detach(device)
+            assert DeviceGone(str(device.name)) in session.poll(0.0)
         told = [call for call in calls(xen) if "tach" in call]
         name = session.name
         assert told == [
@@ -144,9 +146,15 @@ def test_hotplug_is_told_to_xl(xen: Path) -> None:
             f"network-attach {name} mac=52:54:00:ac:e0:01 script=vif-x",
             f"network-detach {name} 52:54:00:ac:e0:01",
         ]
+        with pytest.raises(MachineError, match="no device hot-disk"):
+            session.request_detach(disk)
+        with pytest.raises(MachineError, match="without a name"):
+            session.attach(UserNetwork(name="x"))
+        session.attach(disk)
+        assert "vdev=xvdc" in calls(xen)[-1]
         (xen / "refuse-block-detach").touch()
         with pytest.raises(MachineError, match="does not let go"):
-            detach(session, disk)
+            session.request_detach(disk)
 
 
 def test_the_list_of_domains() -> None:

@@ -15,54 +15,85 @@ Choices that matter, and why:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import FirmwareKind
+from armvm.machine import capabilities
 from armvm.machine.accelerators import AcceleratorKind
+from armvm.machine.capabilities import Capabilities
 from armvm.machine.definition import (
     GICV2_MOST_VCPUS,
     Bus,
     Console,
-    DiskDevice,
     GicVersion,
     HardwareDescription,
     Machine,
-    UserNetwork,
-    Writes,
+    disk_names,
+    nic_names,
 )
+from armvm.machine.devices import BridgeNetwork, DiskCache, DiskDevice, DiskInterface, Nic, Writes
+from armvm.machine.qemu.devices import (
+    SCSI_CONTROLLER,
+    VARIABLES_NODE,
+    blockdev_of,
+    device_of_disk,
+    device_of_nic,
+    file_options,
+    hotplug_port,
+    image_options,
+    netdev_of,
+    option,
+)
+from armvm.machine.qemu.extras import by_virtiofs, device, extras, memory
+from armvm.machine.qemu.places import Slot, place_of, place_of_disk, place_of_nic, place_of_port
 from armvm.units import MIB
 
 _TCG_CPU = {ExecutionState.AARCH64: "cortex-a72", ExecutionState.AARCH32: "cortex-a15"}
 """ARMv8.0 and ARMv7 with the virtualization extensions; ``max`` costs up to four times as much (pointer
 authentication)."""
 
-_SERIAL_SLOT = 1
-_FIRST_NIC_SLOT = 2
-_FIRST_DISK_SLOT = 8
-_FIRST_PORT_SLOT = 24
-_SCSI_SLOT = 31
+AGENT = "agent"
+"""The channel to the guest agent."""
+AGENT_PORT = "org.qemu.guest_agent.0"
+"""The name of the serial port that qemu-guest-agent opens in the guest."""
+_AGENT_NUMBER = 30  # the last port of a virtio-serial device, so that no console moves it
 
 
-SCSI_CONTROLLER = "scsi0"
-"""QEMU's name of the SCSI controller."""
-
-
-def hotplug_port(index: int) -> str:
-    """QEMU's name of an empty root port."""
-    return f"port{index}"
+# RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
+CAPABILITIES = Capabilities(
+    hypervisor="QEMU",
+    disk_formats=frozenset({"raw", "qcow2", "vmdk", "vhdx", "vpc", "vdi"}),
+    most_memory_bytes={ExecutionState.AARCH32: 3071 * MIB},
+    why={
+        GicVersion.V4: "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with"
+        " EL2, and KVM and HVF have none for guests"
+    },
+)
+"""What QEMU's ``virt`` machine can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
     """What QEMU inherits by descriptor, beside the console on its standard input and output: nothing listens.
 
-    ``control`` is a socket for QMP; ``variables`` the ephemeral variable store, None when the machine has its own file.
+    ``control`` is a socket for QMP; ``variables`` the ephemeral variable store, None when the machine has its own file;
+    ``more`` are the sockets of ``channel_names`` by their names. ``given`` leads to what runs beside QEMU
+    (``companions``): a tap device by the name of its network card, ``share0`` …, ``tpm``, and VNC's ``password``.
     """
 
     control: int
     variables: int | None = None
+    more: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, int] = field(default_factory=dict)
+
+
+def channel_names(machine: Machine) -> tuple[str, ...]:
+    """What QEMU needs further sockets for: every console beside the first (``console1`` …), the guest agent."""
+    consoles = (f"console{index}" for index in range(1, machine.more_consoles + 1))
+    return (*consoles, *((AGENT,) if machine.guest_agent else ()))
 
 
 def plan(
@@ -73,49 +104,47 @@ def plan(
     cpu: str | None = None,
     narrow: bool = False,
     sandbox: bool = True,
+    paused: bool = False,
+    uring: bool = False,
     channels: Channels | None = None,
 ) -> list[str]:
     """The argument list that makes QEMU's ``program`` be ``machine``.
 
-    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. Without ``channels`` the console is on standard
-    input and output, with QEMU's monitor behind Ctrl-a.
+    ``narrow`` runs an AArch32 guest on the 64-bit QEMU's host CPU. ``paused`` starts it with its vCPUs stopped, and
+    ``uring`` has disks read by io_uring, not by threads. Without ``channels`` the console is on standard input and
+    output, with QEMU's monitor behind Ctrl-a.
     """
     arguments = [program, "-no-user-config", "-nodefaults", "-display", "none"]
     if sandbox:
         arguments += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+    if paused:
+        arguments.append("-S")
     description = "on" if machine.description is HardwareDescription.ACPI else "off"
+    shared = ",memory-backend=memory" if by_virtiofs(machine) else ""
+    given = {} if channels is None else channels.given
+    gic = _gic(machine, accelerator)
     arguments += [
-        *("-machine", f"virt,gic-version={_gic(machine, accelerator)},acpi={description}"),
+        *("-machine", f"{machine.platform or 'virt'},gic-version={gic},acpi={description}{shared}"),
         *("-accel", "tcg,thread=multi" if accelerator is AcceleratorKind.TCG else accelerator.value),
         *("-cpu", cpu or _cpu(machine.state, accelerator, narrow=narrow)),
         *("-smp", str(machine.vcpus)),
         *("-m", f"{machine.memory_bytes // MIB}M"),
+        *memory(machine),
         *("-rtc", _clock(machine)),
         *("-boot", "menu=on,splash-time=0"),
         *_firmware(machine, channels),
     ]
-    for index, disk in enumerate(machine.disks):
-        arguments += _disk(disk, index, machine.bus)
-    for index, nic in enumerate(machine.nics):
-        arguments += _nic(nic, index, machine.bus)
-    return arguments + _hotplug(machine) + _console(machine, channels)
+    arguments += _hotplug(machine)  # first, for devices that sit there from the start
+    for index, (name, disk) in enumerate(zip(disk_names(machine), machine.disks, strict=True)):
+        arguments += _disk(machine, disk, name, index, uring=uring)
+    for index, (name, nic) in enumerate(zip(nic_names(machine), machine.nics, strict=True)):
+        arguments += _nic(machine, nic, name, index, given)
+    return arguments + extras(machine, given) + _console(machine, channels)
 
 
 def problems(machine: Machine) -> tuple[str, ...]:
     """Why QEMU's ``virt`` machine cannot be ``machine``, one sentence each."""
-    found: list[str] = []
-    if machine.gic is GicVersion.V4:
-        found.append(
-            "QEMU offers no GICv4 to a guest that starts at EL1: under emulation it comes only together with EL2,"
-            " and KVM and HVF have none for guests"
-        )
-    if machine.console is Console.XEN or machine.bus is Bus.XEN:
-        found.append("QEMU's virt machine has no Xen PV devices: those are what a Xen domain has")
-    # RAM starts at 1 GiB; EDK2 for AArch32 says nothing and hangs when its end does not fit into 32 bits.
-    most = 3071 * MIB
-    if machine.state is ExecutionState.AARCH32 and machine.memory_bytes > most:
-        found.append(f"{machine.memory_bytes // MIB} MiB of memory: AArch32 firmware starts with at most {most // MIB}")
-    return tuple(found)
+    return capabilities.problems(CAPABILITIES, machine)
 
 
 def _gic(machine: Machine, accelerator: AcceleratorKind) -> str:
@@ -146,39 +175,40 @@ def _firmware(machine: Machine, channels: Channels | None) -> list[str]:
     if firmware.kind is FirmwareKind.BIOS:
         arguments = ["-bios", str(firmware.code.absolute())]
     else:
-        code = _file(firmware.code, firmware.code_format)
+        code = file_options(firmware.code, firmware.code_format)
         arguments = ["-drive", f"if=pflash,unit=0,readonly=on,{code}"]
     if not firmware.keeps_variables:
         return arguments
+    flash = f"if=pflash,unit=1,node-name={VARIABLES_NODE}"
     if machine.variables is not None:
-        arguments += ["-drive", f"if=pflash,unit=1,{_file(machine.variables.path, machine.variables.format)}"]
+        arguments += ["-drive", f"{flash},{file_options(machine.variables.path, machine.variables.format)}"]
     elif channels is not None and channels.variables is not None:
         arguments += ["-add-fd", f"fd={channels.variables},set=1"]
         # Without auto-read-only=off QEMU would first open the set for reading only, which the descriptor is not.
-        arguments += ["-drive", f"if=pflash,unit=1,auto-read-only=off,{_file(Path('/dev/fdset/1'), 'raw')}"]
+        arguments += ["-drive", f"{flash},auto-read-only=off,{file_options(Path('/dev/fdset/1'), 'raw')}"]
     return arguments
 
 
-def _disk(disk: DiskDevice, index: int, bus: Bus) -> list[str]:
-    drive = f"if=none,id=disk{index},{_file(disk.path, disk.format)}"
+def _disk(machine: Machine, disk: DiskDevice, name: str, index: int, *, uring: bool) -> list[str]:
+    guest_side = device_of_disk(disk, name, place=place_of_disk(machine, index)) | {"bootindex": index}
     if disk.writes is Writes.DISCARDED:
-        drive += ",snapshot=on"  # an overlay that QEMU unlinks as soon as it is open
-    elif disk.writes is Writes.REFUSED:
-        drive += ",readonly=on"
+        # -blockdev has no snapshot=on: an overlay that QEMU unlinks as soon as it is open.
+        cache = "" if disk.cache is DiskCache.WRITEBACK else f",cache={disk.cache.value}"
+        host_side = ["-drive", f"if=none,id={name},{image_options(disk.path, disk.format)}{cache},snapshot=on"]
+        guest_side["drive"] = name
     else:
-        drive += ",discard=unmap"
-    device = f"{_device('virtio-blk', bus, _FIRST_DISK_SLOT + index)},drive=disk{index},bootindex={index}"
-    if disk.sector_size != 512:
-        device += f",logical_block_size={disk.sector_size},physical_block_size={disk.sector_size}"
-    return ["-drive", drive, "-device", device]
+        node = blockdev_of(disk, name)
+        if uring:
+            node["file"]["aio"] = "io_uring"
+        host_side = ["-blockdev", "driver=" + option(node, first="driver")]
+    return [*host_side, "-device", option(guest_side, first="driver")]
 
 
-def _nic(nic: UserNetwork, index: int, bus: Bus) -> list[str]:
-    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{forward.host_port}-:{forward.guest_port}" for forward in nic.forwards)
-    device = f"{_device('virtio-net', bus, _FIRST_NIC_SLOT + index)},netdev=net{index}"
-    if bus is Bus.PCI:
-        device += ",romfile="
-    return ["-netdev", f"user,id=net{index}{forwards}", "-device", device]
+def _nic(machine: Machine, nic: Nic, name: str, index: int, given: Mapping[str, int]) -> list[str]:
+    tap = given.get(name) if isinstance(nic, BridgeNetwork) else None
+    guest_side = device_of_nic(nic, name, place=place_of_nic(machine, index))
+    host_side = netdev_of(nic, name, tap=tap)
+    return ["-netdev", option(host_side, first="type"), "-device", option(guest_side, first="driver")]
 
 
 def _hotplug(machine: Machine) -> list[str]:
@@ -186,11 +216,11 @@ def _hotplug(machine: Machine) -> list[str]:
     arguments: list[str] = []
     if machine.bus is Bus.PCI:
         for index in range(machine.hotplug_ports):
-            slot = _FIRST_PORT_SLOT + index
-            port = f"pcie-root-port,id={hotplug_port(index)},chassis={index + 1},slot={index + 1},addr={slot:#x}"
-            arguments += ["-device", port]
-    if machine.scsi_controller:
-        arguments += ["-device", f"{_device('virtio-scsi', machine.bus, _SCSI_SLOT)},id={SCSI_CONTROLLER}"]
+            port = {"id": hotplug_port(index), "chassis": index + 1, "slot": index + 1, **place_of_port(index)}
+            arguments += ["-device", option({"driver": "pcie-root-port", **port}, first="driver")]
+    if machine.scsi_controller or any(disk.interface is DiskInterface.VIRTIO_SCSI for disk in machine.disks):
+        place = place_of(Slot.SCSI, machine.bus)
+        arguments += ["-device", device("virtio-scsi", place, {"id": SCSI_CONTROLLER})]
     return arguments
 
 
@@ -201,22 +231,19 @@ def _console(machine: Machine, channels: Channels | None) -> list[str]:
         # Pipes hold a serial port's single bytes as such; a socket is full after some hundred, and the guest waits.
         arguments = ["-chardev", "stdio,id=console,signal=off"]
         arguments += ["-chardev", f"socket,id=control,fd={channels.control}", "-mon", "chardev=control,mode=control"]
-    if machine.console is Console.PL011:
-        return [*arguments, "-serial", "chardev:console"]
-    bus = _device("virtio-serial", machine.bus, _SERIAL_SLOT)
-    return [*arguments, "-serial", "none", "-device", bus, "-device", "virtconsole,chardev=console"]
-
-
-def _device(name: str, bus: Bus, slot: int) -> str:
-    """A virtio device at its place: PCI slot ``slot``, or the virtio-mmio transport of the same number."""
-    return f"{name}-pci,addr={slot:#x}" if bus is Bus.PCI else f"{name}-device,bus=virtio-mmio-bus.{slot}"
-
-
-def _file(path: Path, form: str) -> str:
-    """A file as QEMU's option syntax has it: relative to nothing, no protocol, commas doubled.
-
-    Whether it is a block device is the one thing that is looked at: QEMU has another driver for these.
-    """
-    name = str(path.absolute()).replace(",", ",,")
-    driver = "host_device" if path.is_block_device() else "file"
-    return f"driver={form},file.driver={driver},file.filename={name}"
+    on_virtio = machine.console is Console.VIRTIO
+    arguments += ["-serial", "none" if on_virtio else "chardev:console"]
+    more = channel_names(machine)
+    if on_virtio or more:
+        arguments += ["-device", device("virtio-serial", place_of(Slot.SERIAL, machine.bus))]
+    if on_virtio:
+        arguments += ["-device", "virtconsole,chardev=console"]
+    for number, name in enumerate(more, start=1):
+        sockets = {} if channels is None else channels.more
+        by_hand = "null" if name == AGENT else "pty"
+        host_side = f"socket,id={name},fd={sockets[name]}" if name in sockets else f"{by_hand},id={name}"
+        guest_side = f"virtconsole,chardev={name},name={name},nr={number}"
+        if name == AGENT:
+            guest_side = f"virtserialport,chardev={name},name={AGENT_PORT},nr={_AGENT_NUMBER}"
+        arguments += ["-chardev", host_side, "-device", guest_side]
+    return arguments

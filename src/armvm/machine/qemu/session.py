@@ -6,15 +6,19 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from armvm.errors import MachineError
-from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable
+from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable, Report
+from armvm.machine.definition import DiskDevice, Nic
 from armvm.machine.lifecycle import Child
 from armvm.machine.qmp import Qmp, QmpEvent
 from armvm.printable import printable
+
+if TYPE_CHECKING:
+    from armvm.machine.qemu.companions import Companions
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
@@ -25,10 +29,22 @@ takes its time from the guest's."""
 
 
 class QemuSession:
-    """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket."""
+    """A QEMU that was started with its console on its standard input and output, and QMP on an inherited socket.
 
-    def __init__(self, child: Child, control: socket.socket) -> None:
+    ``channels`` are our ends of the other sockets that it inherited (``command.channel_names``), which do not block.
+    ``beside`` are the programs that end with it.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        control: socket.socket,
+        channels: Mapping[str, socket.socket] | None = None,
+        beside: Companions | None = None,
+    ) -> None:
+        self.channels = dict(channels or {})
         self._child = child
+        self._beside = beside
         self._qmp = Qmp(control)
         self._console_open = True
         self._pending = bytearray()
@@ -70,6 +86,7 @@ class QemuSession:
         """
         if self._over:
             return []
+        self._listen_beside()
         events: list[Event] = []
         with selectors.DefaultSelector() as selector:
             if self._console_open:
@@ -82,14 +99,15 @@ class QemuSession:
                 selector.register(self._child.error_descriptor, selectors.EVENT_READ)
             for descriptor in watch:
                 selector.register(descriptor, selectors.EVENT_READ)
-            ready = {key.fd for key, _ in selector.select(timeout_seconds)}
+            waiting = self._qmp.waiting
+            ready = {key.fd for key, _ in selector.select(0 if waiting else timeout_seconds)}
         if self._child.error_descriptor in ready:
             self._child.take_errors()
         if self._console_open and self._child.input.fileno() in ready:
             self._flush()
         if self._console_open and self._child.output.fileno() in ready:
             events += self._heard()
-        if not self._qmp.closed and self._qmp.fileno() in ready:
+        if waiting or (not self._qmp.closed and self._qmp.fileno() in ready):
             events += self._reported(self._qmp.receive())
         events += [Readable(descriptor) for descriptor in watch if descriptor in ready]
         if not self._console_open and self._qmp.closed:
@@ -108,8 +126,20 @@ class QemuSession:
                 self._qmp.tell("system_powerdown")
 
     def reset(self) -> None:
-        """Press the reset button. Raises MachineError when QEMU refuses."""
+        """Press the reset button."""
         self._qmp.execute("system_reset")
+
+    def attach(self, device: DiskDevice | Nic) -> None:
+        """Add ``device`` at its port. Raises MachineError when QEMU does not take it."""
+        from armvm.machine.qemu.hotplug import attach, hot
+
+        attach(self, hot(device))
+
+    def request_detach(self, device: DiskDevice | Nic) -> None:
+        """Ask the guest to give ``device`` up; a DeviceGone event follows when it has."""
+        from armvm.machine.qemu.hotplug import hot, request_detach
+
+        request_detach(self, hot(device))
 
     def end(self) -> None:
         """End QEMU at once; what the guest has written to its disks is kept. Ending twice is no error."""
@@ -119,19 +149,30 @@ class QemuSession:
                 self._qmp.tell("quit")
                 self._drain_until_over()
         self._child.kill()
-        self._qmp.close()
+        self._hang_up()
 
     def kill(self) -> None:
         """Kill QEMU as a crash of the host would: nothing is flushed, nobody is asked."""
         self._over = True
         self._child.kill()
-        self._qmp.close()
+        self._hang_up()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def _listen_beside(self) -> None:
+        if self._beside is not None:
+            self._beside.take_errors()
+
+    def _hang_up(self) -> None:
+        self._qmp.close()
+        if self._beside is not None:
+            self._beside.end()
+        for channel in self.channels.values():
+            channel.close()
 
     def _drain_until_over(self) -> None:
         """Give QEMU time to flush its disks, reading what it says so that it cannot block on saying it."""
@@ -173,6 +214,8 @@ class QemuSession:
                 events.append(DeviceGone(str(report.data["device"])))
             elif report.name == "SHUTDOWN":
                 self._ending = Ending.POWERED_OFF if report.data.get("guest") else Ending.STOPPED
+            else:
+                events.append(Report(report.name, report.data))
         return events
 
     def _ended(self) -> Ended:

@@ -13,40 +13,75 @@ Choices that matter, and why:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from armvm.firmware.discovery import Firmware, FirmwareKind
+from armvm.machine import capabilities
+from armvm.machine.capabilities import Capabilities, Feature, NicKind
 from armvm.machine.definition import (
+    BridgeNetwork,
     Bus,
     Console,
     DiskDevice,
+    DiskInterface,
     GicVersion,
     HardwareDescription,
     Machine,
-    UserNetwork,
+    Nic,
     Writes,
 )
+from armvm.machine.export.source import Exported, Source, comment_lines
 from armvm.units import MIB
 
+CAPABILITIES = Capabilities(
+    hypervisor="Xen",
+    consoles=frozenset({Console.XEN}),
+    buses=frozenset({Bus.XEN}),
+    disk_formats=frozenset({"raw", "qcow2", "vpc"}),
+    disk_interfaces=frozenset({DiskInterface.VIRTIO_BLK}),
+    sector_sizes=frozenset({512}),
+    writes=frozenset({Writes.KEPT, Writes.REFUSED}),
+    nics=frozenset({NicKind.BRIDGE}),
+    watchdog_actions=frozenset(),
+    variables_formats=frozenset(),
+    features=frozenset({Feature.HOTPLUG_DISK, Feature.HOTPLUG_NIC}),
+    why={
+        Console.PL011: "a domain has Xen's own console",
+        Console.VIRTIO: "a domain has Xen's own console",
+        Bus.PCI: "a domain has Xen PV devices, and nothing is virtio",
+        Bus.MMIO: "a domain has Xen PV devices, and nothing is virtio",
+        GicVersion.V4: "Xen offers its domains a GICv2 or a GICv3",
+        Writes.DISCARDED: "Xen keeps what the guest writes to a disk, or lets it write nothing",
+        NicKind.USER: "Xen puts network cards on a bridge of the host",
+        Feature.VARIABLES: "the UEFI firmware of a domain keeps none, and each start has a fresh store",
+        Feature.CLOCK: "the clock of a domain on ARM is the host's",
+        Feature.SCSI_CONTROLLER: "every PV disk can come and go without one",
+        Feature.PORT_FORWARD: "Xen puts network cards on a bridge of the host",
+    },
+)
+"""What a domain on ARM can be. Formats but raw go through a QEMU in the control domain (xl-disk-configuration(5))."""
 MOST_VCPUS = 128
 """Xen, xen/arch/arm: what its GICv3 serves in one domain."""
-FORMATS = ("raw", "qcow2", "vhd")
-"""The disk formats that xl takes (xl-disk-configuration(5)); all but raw through a QEMU in the control domain."""
+DEFAULT_BRIDGE = "xenbr0"
+FIRMWARE_PLACE = Path("/usr/local/lib/xen/boot/XEN_EFI.fd")
+"""Where an exported configuration expects the firmware: no distribution packages it."""
+_FORMATS = {"raw": "raw", "qcow2": "qcow2", "vpc": "vhd"}
+"""QEMU's word to xl's."""
 _FIRST_DISK = ord("a")
+_MOST_DISKS = 26
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_WORD = re.compile(r"[A-Za-z0-9_.:-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class XenHost:
-    """How a host connects its domains. None leaves it to xl.
+    """How a host connects its domains: its own hotplug scripts, in /etc/xen/scripts. None leaves it to xl.
 
-    ``bridge`` is what network cards are put on. ``block_script`` and ``vif_script`` are the host's own hotplug scripts,
-    in /etc/xen/scripts; with a block script, disks go through Linux's block backend.
+    With a block script, disks go through Linux's block backend, which takes raw ones only.
     """
 
-    bridge: str | None = None
     block_script: str | None = None
     vif_script: str | None = None
 
@@ -59,39 +94,24 @@ class Adapted:
     changes: tuple[str, ...]
 
 
-def problems(machine: Machine) -> tuple[str, ...]:
+def problems(machine: Machine, able: Capabilities = CAPABILITIES) -> tuple[str, ...]:
     """Why a Xen domain cannot be ``machine``, one sentence each."""
-    found: list[str] = []
-    if machine.console is not Console.XEN or machine.bus is not Bus.XEN:
-        found.append("a Xen domain has Xen PV devices only: its console and its bus are `xen`, and nothing is virtio")
-    if machine.gic is GicVersion.V4:
-        found.append("Xen offers its domains a GICv2 or a GICv3, no GICv4")
+    found = [*capabilities.problems(able, machine)]
     if machine.vcpus > MOST_VCPUS:
         found.append(f"{machine.vcpus} vCPUs: a Xen domain on ARM has at most {MOST_VCPUS}")
-    if machine.variables is not None or machine.firmware.keeps_variables:
-        found.append("the UEFI firmware of a Xen domain keeps no variables: each start has a fresh store")
-    if machine.clock is not None:
-        found.append("the clock of a Xen domain on ARM is the host's and cannot be set")
-    if machine.scsi_controller:
-        found.append("a Xen domain has no virtio-scsi controller; every PV disk can come and go")
-    for disk in machine.disks:
-        found += _disk_problems(disk)
-    if any(nic.forwards for nic in machine.nics):
-        found.append("Xen puts network cards on a bridge of the host, and forwards no ports")
+    if len(machine.disks) >= _MOST_DISKS:
+        found.append(f"{len(machine.disks)} disks: a Xen domain has fewer than {_MOST_DISKS}")
+    found += [
+        f"{str(path)!r}: a name with unprintable characters cannot stand in an xl configuration"
+        for path in (machine.firmware.code, *(disk.path for disk in machine.disks))
+        if not str(path).isprintable()
+    ]
+    found += [
+        f"{nic.bridge!r} cannot be the name of a bridge in an xl configuration"
+        for nic in machine.nics
+        if isinstance(nic, BridgeNetwork) and not _WORD.fullmatch(nic.bridge)
+    ]
     return tuple(found)
-
-
-def _disk_problems(disk: DiskDevice) -> list[str]:
-    found = []
-    if disk.sector_size != 512:
-        found.append(f"{disk.path}: a Xen PV disk that is a file has sectors of 512 bytes, not {disk.sector_size}")
-    if disk.format not in FORMATS:
-        found.append(f"{disk.path}: xl takes disks of the formats {', '.join(FORMATS)}, not {disk.format}")
-    if disk.writes is Writes.DISCARDED:
-        found.append(f"{disk.path}: Xen keeps what the guest writes to a disk, or lets it write nothing")
-    if not str(disk.path).isprintable():
-        found.append(f"{str(disk.path)!r}: a name with unprintable characters cannot stand in an xl configuration")
-    return found
 
 
 def adapt(machine: Machine, firmware: Firmware) -> Adapted:
@@ -100,36 +120,65 @@ def adapt(machine: Machine, firmware: Firmware) -> Adapted:
     What has no counterpart (a kept variable store, port forwards, a set clock) is left out, and said. What remains
     impossible (sector size, disk format) is for ``problems`` to say.
     """
+    able = CAPABILITIES
     changes: list[str] = []
-    if machine.console is not Console.XEN:
+    if machine.console not in able.consoles:
         changes.append(f"the console is Xen's (hvc0) in place of {machine.console.value}")
-    if machine.bus is not Bus.XEN:
+    if machine.bus not in able.buses:
         changes.append("disks and network cards are Xen PV devices (xvda …) in place of virtio ones")
     if machine.variables is not None:
         changes.append("UEFI variables are not kept: the firmware boots by the removable-media path")
-    if machine.gic is GicVersion.V4:
+    if machine.gic not in {None, *able.gics}:
         changes.append("the interrupt controller is what the host offers in place of a GICv4")
-    if machine.clock is not None:
-        changes.append("the clock is the host's")
-    if any(nic.forwards for nic in machine.nics):
-        changes.append("no ports are forwarded: the network cards stand on a bridge of the host")
+    nics = tuple(
+        nic if isinstance(nic, BridgeNetwork) else BridgeNetwork(DEFAULT_BRIDGE, nic.mac) for nic in machine.nics
+    )
+    if nics != machine.nics:
+        changes.append(f"network cards stand on the host's bridge {DEFAULT_BRIDGE}, and no ports are forwarded")
     if any(disk.writes is Writes.DISCARDED for disk in machine.disks):
-        changes.append("what the guest writes to its disks is kept")
-    adapted = replace(
-        machine,
+        changes.append("what the guest writes to its disks is kept: give it a copy")
+    lost = capabilities.asked_features(machine) - able.features - {Feature.VARIABLES, Feature.PORT_FORWARD}
+    changes += [f"{feature.value} is left out" for feature in sorted(lost, key=lambda one: one.name)]
+    adapted = Machine(
+        state=machine.state,
         firmware=firmware,
+        disks=tuple(
+            DiskDevice(
+                disk.path,
+                disk.format,
+                disk.sector_size,
+                Writes.KEPT if disk.writes is Writes.DISCARDED else disk.writes,
+                name=disk.name,
+            )
+            for disk in machine.disks
+        ),
+        memory_bytes=machine.memory_bytes,
+        vcpus=machine.vcpus,
+        gic=machine.gic if machine.gic in able.gics else None,
+        description=machine.description,
         console=Console.XEN,
         bus=Bus.XEN,
-        variables=None,
-        gic=None if machine.gic is GicVersion.V4 else machine.gic,
-        clock=None,
-        scsi_controller=False,
-        nics=tuple(UserNetwork() for _ in machine.nics),
-        disks=tuple(
-            replace(disk, writes=Writes.KEPT) if disk.writes is Writes.DISCARDED else disk for disk in machine.disks
-        ),
+        nics=nics,
     )
     return Adapted(adapted, tuple(changes))
+
+
+def export(source: Source) -> Exported:
+    """The configuration of the nearest machine that Xen can be, with what that changes as warnings.
+
+    Raises UsageError for what has no counterpart (disks of 4096-byte sectors).
+    """
+    from armvm.machine.definition import require_sound
+
+    adapted = adapt(source.machine, xen_firmware(FIRMWARE_PLACE))
+    require_sound(problems(adapted.machine))
+    warnings = (
+        *adapted.changes,
+        f"the firmware is EDK2's ArmVirtXen, which `armvm lab up xen` builds: put it at {FIRMWARE_PLACE}",
+    )
+    name = source.name if is_domain_name(source.name) else f"vm-{re.sub(r'[^A-Za-z0-9_.+-]', '-', source.name)[:59]}"
+    head = comment_lines((f"{source.name}: made by armvm vm export, for `xl create`", *warnings))
+    return Exported(head + render(adapted.machine, name=name), warnings)
 
 
 def xen_firmware(code: Path, *, source: str = "the user") -> Firmware:
@@ -167,7 +216,7 @@ def render(machine: Machine, *, name: str, host: XenHost | None = None, standalo
         *([f'gic_version = "v{machine.gic.value}"'] if machine.gic else []),
         *(["acpi = 1"] if machine.description is HardwareDescription.ACPI else []),
         _list("disk", [disk_specification(disk, index, host) for index, disk in enumerate(machine.disks)]),
-        _list("vif", [nic_specification(host) for _ in machine.nics]),
+        _list("vif", [nic_specification(nic, host) for nic in machine.nics]),
         *(f'on_{event} = "{what}"' for event, what in zip(("poweroff", "reboot", "crash"), endings, strict=True)),
     ]
     return "".join(f"{line}\n" for line in lines)
@@ -176,18 +225,21 @@ def render(machine: Machine, *, name: str, host: XenHost | None = None, standalo
 def disk_specification(disk: DiskDevice, index: int, host: XenHost) -> str:
     """A disk as xl takes it, the ``index``-th of its domain (xvda, xvdb …)."""
     access = "ro" if disk.writes is Writes.REFUSED else "rw"
-    parts = [f"format={disk.format}", f"vdev={device_name(index)}", f"access={access}"]
+    parts = [f"format={_FORMATS[disk.format]}", f"vdev={device_name(index)}", f"access={access}"]
     if host.block_script is not None and disk.format == "raw":
         parts += ["backendtype=phy", f"script={host.block_script}"]
     return ",".join([*parts, f"target={disk.path.absolute()}"])
 
 
-def nic_specification(host: XenHost, *, mac: str | None = None) -> str:
-    """A network card as xl takes it; without ``mac`` xl makes one up."""
-    if mac is not None and not _MAC.fullmatch(mac):
-        raise ValueError(f"no MAC address: {mac!r}")
-    parts = [f"mac={mac}"] if mac else []
-    parts += [f"bridge={host.bridge}"] if host.bridge else []
+def nic_specification(nic: Nic, host: XenHost) -> str:
+    """A network card as xl takes it; without an address xl makes one up, without a bridge the host's script decides."""
+    parts = []
+    if nic.mac is not None:
+        if not _MAC.fullmatch(nic.mac):
+            raise ValueError(f"no MAC address: {nic.mac!r}")
+        parts.append(f"mac={nic.mac.lower()}")
+    if isinstance(nic, BridgeNetwork):
+        parts.append(f"bridge={nic.bridge}")
     parts += [f"script={host.vif_script}"] if host.vif_script else []
     return ",".join(parts)
 

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Self
 
 from armvm.errors import MachineError
-from armvm.machine.backend import ConsoleOutput, Ended, Ending, Event, GuestReset, Readable
+from armvm.machine.backend import ConsoleOutput, DeviceGone, Ended, Ending, Event, GuestReset, Readable
+from armvm.machine.definition import DiskDevice, Nic
 from armvm.machine.lifecycle import Child
+from armvm.machine.xen.config import XenHost, device_name, disk_specification, nic_specification
 from armvm.printable import printable
 from armvm.process import ProgramError, require_program, run
 
@@ -46,8 +48,18 @@ class _Down:
 class XenSession:
     """A domain that was made from an xl configuration. Leaving its context ends it at once, whatever happened."""
 
-    def __init__(self, name: str, configuration: str, *, hold: Sequence[int] = ()) -> None:
+    def __init__(
+        self, name: str, configuration: str, host: XenHost, *, first_free: int, hold: Sequence[int] = ()
+    ) -> None:
+        """Start it. ``first_free`` is the place of the first disk that can be added.
+
+        Raises ProgramError with xl's reason when it does not start.
+        """
         self.name = name
+        self._host = host
+        self._next_place = first_free
+        self._places: dict[str, str] = {}
+        self._gone: list[Event] = []
         self._configuration = configuration
         self._pending = bytearray()
         self._resets = 0
@@ -74,6 +86,9 @@ class XenSession:
         """
         if self._over:
             return []
+        if self._gone:
+            gone, self._gone = self._gone, []
+            return gone
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while True:
             look_at = self._looked + _LOOK_SECONDS
@@ -99,6 +114,37 @@ class XenSession:
         """Take the domain away and start it anew, as a reset button does."""
         self._destroy()
         self._create()
+
+    def attach(self, device: DiskDevice | Nic) -> None:
+        """Add ``device``, which has a name; a network card needs an address too.
+
+        Raises MachineError when xl does not take it; that it does says nothing about the guest.
+        """
+        if device.name is None or (not isinstance(device, DiskDevice) and device.mac is None):
+            raise MachineError(
+                "a device without a name, or a network card without an address, is not added to a domain"
+            )
+        if isinstance(device, DiskDevice):
+            place = device_name(self._next_place)
+            _tell("block-attach", self.name, disk_specification(device, self._next_place, self._host))
+            self._next_place += 1
+        else:
+            place = str(device.mac).lower()
+            _tell("network-attach", self.name, *nic_specification(device, self._host).split(","))
+        self._places[device.name] = place
+
+    def request_detach(self, device: DiskDevice | Nic) -> None:
+        """Have the guest give ``device`` up: xl waits until it has, and a DeviceGone event follows.
+
+        Raises MachineError when it does not.
+        """
+        name = device.name or ""
+        if name not in self._places:
+            raise MachineError(f"no device {printable(name)} was added to the domain")
+        command = "block-detach" if isinstance(device, DiskDevice) else "network-detach"
+        _tell(command, self.name, self._places[name])
+        del self._places[name]
+        self._gone.append(DeviceGone(name))
 
     def kill(self) -> None:
         """End the domain as a crash of the host would: nothing is flushed, nobody is asked."""
@@ -247,6 +293,13 @@ def xl(*words: str) -> str:
             stderr=error.stderr,
             returncode=error.returncode,
         ) from error
+
+
+def _tell(*words: str) -> None:
+    try:
+        xl(*words)
+    except ProgramError as error:
+        raise MachineError(error.message, output_tail=error.stderr) from error
 
 
 def telling(stderr: str) -> str:

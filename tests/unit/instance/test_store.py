@@ -13,7 +13,12 @@ import pytest
 from armvm.disk.detect import open_disk
 from armvm.errors import BusyError, InputError, OutputError, UsageError
 from armvm.execution import ExecutionState
-from armvm.machine import instances, machine_file
+from armvm.instance import machine_toml as machine_file
+from armvm.instance import store as instances
+from armvm.instance.create import create
+from armvm.instance.definition import BackingImage, Definition
+from armvm.instance.lock import HolderKind
+from armvm.instance.store import Instance
 from armvm.machine.definition import (
     Bus,
     Console,
@@ -26,7 +31,6 @@ from armvm.machine.definition import (
     VariablesFile,
     Writes,
 )
-from armvm.machine.instances import Instance
 from armvm.units import MIB
 from tools.machines import machine_of
 
@@ -48,7 +52,7 @@ def made(name: str, image: Path, **fields: object) -> Instance:
     machine = machine_of(disk=image)
     instance = instances.find(name)
     with open_disk(image) as disk:
-        instances.create(instance, replace(machine, **fields), disk)  # type: ignore[arg-type]
+        create(instance, replace(machine, **fields), disk)  # type: ignore[arg-type]
     return instance
 
 
@@ -59,7 +63,12 @@ def parsed(instance: Instance) -> Machine:
 def test_it_is_private_and_whole(home: Path, image: Path) -> None:
     instance = made("web", image)
     assert instance.folder == home / "instances/web"
-    assert sorted(path.name for path in instance.folder.iterdir()) == ["disk.qcow2", "machine.toml", "vars.qcow2"]
+    assert sorted(path.name for path in instance.folder.iterdir()) == [
+        "disk.qcow2",
+        "events.jsonl",
+        "machine.toml",
+        "vars.qcow2",
+    ]
     assert {stat.S_IMODE(path.stat().st_mode) for path in instance.folder.iterdir()} == {0o600}
     assert stat.S_IMODE(instance.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(instance.folder.parent.stat().st_mode) == 0o700
@@ -80,11 +89,15 @@ def test_what_was_made_is_what_is_read(image: Path) -> None:
     instance = made("all", image, **fields)
     machine = instance.machine()
     for field, value in fields.items():
-        if field != "disks":
+        if field not in {"disks", "nics"}:
             assert getattr(machine, field) == value
-    assert machine.disks == (DiskDevice(instance.disk, "qcow2", 4096, Writes.KEPT),)
+    assert tuple(replace(nic, mac=None) for nic in machine.nics) == (
+        UserNetwork((PortForward(2222, 22), PortForward(8080, 80)), name="net0"),
+        UserNetwork(name="net1"),
+    )
+    assert machine.disks == (DiskDevice(instance.disk, "qcow2", 4096, Writes.KEPT, name="disk0"),)
     assert machine.variables == VariablesFile(instance.variables, "qcow2")
-    assert instance.image().path == image
+    assert [one.path for one in instance.definition().images] == [image]
     assert made("none", image, nics=(), state=ExecutionState.AARCH32).machine().nics == ()
 
 
@@ -121,7 +134,7 @@ def test_one_process_at_a_time(image: Path) -> None:
     with (
         instance.locked(),
         pytest.raises(BusyError, match=f"instance web is in use by process {os.getpid()}"),
-        instance.locked(),
+        instance.locked(wait_seconds=0.05),
     ):
         pass
     with instance.locked():
@@ -130,10 +143,10 @@ def test_one_process_at_a_time(image: Path) -> None:
 
 def test_the_lock_lives_as_long_as_who_inherited_it(image: Path) -> None:
     instance = made("web", image)
-    with instance.locked() as descriptor:
-        hypervisor = subprocess.Popen(["sleep", "600"], pass_fds=[descriptor])
+    with instance.locked(kind=HolderKind.MACHINE) as held:
+        hypervisor = subprocess.Popen(["sleep", "600"], pass_fds=[held.descriptor])
     try:
-        with pytest.raises(BusyError), instance.locked():
+        with pytest.raises(BusyError), instance.locked(wait_seconds=0.05):
             pass
     finally:
         hypervisor.kill()
@@ -144,11 +157,16 @@ def test_the_lock_lives_as_long_as_who_inherited_it(image: Path) -> None:
 
 def test_a_liar_in_the_lock_file_is_made_printable(image: Path) -> None:
     instance = made("web", image)
-    (instance.folder / "lock").write_bytes(b"\x1b[31m\xff")
-    with (instance.folder / "lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(BusyError, match=r"process \\x1b\[31m"), instance.locked():
-            pass
+    liar = {"kind": "machine", "pid": 1, "started": 0, "host": "\x1b[31mevil x"}
+    for content, shown in (
+        (json.dumps(liar).encode(), r"process 1 of host \\x1b\[31mevil"),
+        (b"\xff", "another process"),
+    ):
+        instance.lock.write_bytes(content)
+        with instance.lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(BusyError, match=shown), instance.locked(wait_seconds=0.05):
+                pass
 
 
 def test_a_changed_image_is_refused(image: Path) -> None:
@@ -196,10 +214,10 @@ def test_a_folder_that_cannot_be_made(home: Path, image: Path) -> None:
         b"",
         b"\xff",
         b"not toml",
-        b"format = 2",
-        b'format = 1\nimage = "x"',
-        b"format = 1\n[image]\npath = 3",
-        b'format = 1\n[image]\npath = "/x"\nformat = "raw"\nsize_bytes = "many"\nmodified_ns = 1',
+        b"format = 1",
+        b'format = 2\nimage = "x"',
+        b"format = 2\n[[disks]]\npath = 3",
+        b'format = 2\n[[disks]]\npath = "/x"\n[disks.image]\nsize_bytes = "many"',
     ],
 )
 def test_a_broken_description_is_an_input_error(image: Path, content: bytes) -> None:
@@ -210,47 +228,13 @@ def test_a_broken_description_is_an_input_error(image: Path, content: bytes) -> 
     assert "machine.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"aarch64"', '"arm"'),
-        ("vcpus = 2", 'vcpus = "x"'),
-        ("vcpus = 2", ""),
-        ('bus = "pci"', 'bus = "isa"'),
-        ("forwards = []", "forwards = [[1]]"),
-        ("forwards = []", "forwards = 1"),
-        ("[[nics]]\nforwards = []", ""),
-    ],
-)
-def test_a_description_with_a_broken_field(image: Path, old: str, new: str) -> None:
-    instance = made("web", image)
-    text = instance.description.read_text()
-    assert old in text
-    instance.description.write_text(text.replace(old, new))
-    if new == "" and "nics" in old:
-        assert instance.machine().nics == ()
-        return
-    with pytest.raises(InputError, match="broken description"):
-        instance.machine()
-
-
 def test_where_everything_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ARMVM_HOME", "")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
-    assert instances.home() == Path("/data/armvm")
+    assert instances.instances_folder() == Path("/data/armvm/instances")
     monkeypatch.setenv("XDG_DATA_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert instances.home() == tmp_path / ".local/share/armvm"
-
-
-def test_a_log_that_has_grown_large_is_put_aside(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instances, "_LOG_BYTES", 10)
-    instance = made("web", image)
-    for text in (b"first, long", b"second", b" third"):
-        with instance.logging() as log:
-            os.write(log, text)
-    assert instance.log.read_bytes() == b"second third"
-    assert instance.log.with_suffix(".log.1").read_bytes() == b"first, long"
+    assert instances.instances_folder() == tmp_path / ".local/share/armvm/instances"
 
 
 def test_an_image_whose_name_is_no_text(tmp_path: Path) -> None:
@@ -261,10 +245,6 @@ def test_an_image_whose_name_is_no_text(tmp_path: Path) -> None:
 
 
 def test_names_survive_toml() -> None:
-    import tomllib
-
-    odd = machine_file.BackingImage(Path('/"\\\n\t\x7f\x00\u2028\U0001f4be'), "raw", 1, 2)
-    content = machine_file.serialise(machine_of(), odd, Path("/fw\x01"))
-    fields = tomllib.loads(content.decode())
-    assert machine_file.parse_image(fields, Path("x")) == odd
-    assert fields["firmware"] == "/fw\x01"
+    odd = BackingImage("disk0", Path('/"\\\n\t\x7f\x01\u2028\U0001f4be'), "raw", 1, 2)
+    content = machine_file.serialise(Definition(machine_of(), (odd,)), Path("/folder"))
+    assert machine_file.parse(content.decode(), Path("/folder/machine.toml")).images == (odd,)

@@ -1,0 +1,1 @@
+"""Kept machines: their folder, their definition, and the process that runs each."""

@@ -1,0 +1,1 @@
+"""Cloud Hypervisor as a backend: its command line, and a running one."""

@@ -1,0 +1,45 @@
+"""Real Debian images for slow tests, built once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from armvm.home import cache
+
+_EPOCH = "1750000000"
+_RELEASE = ("--from", "debian:bookworm", "--pockets", "none")
+_SECONDS = 4800
+
+
+def cloud_image() -> Path:
+    """An AArch64 Debian with cloud-init, an ssh server and the guest agent, qcow2; 4 GiB as its guest sees it."""
+    arguments = ("--arch", "arm64", "--cloud-init", "--ssh", "--package", "qemu-guest-agent", "--size", "4G")
+    return _built("cloud", *_RELEASE, *arguments)
+
+
+def both_states_image() -> Path:
+    """One Debian for AArch64 and AArch32, qcow2."""
+    return _built("both", *_RELEASE, "--arch", "both", "--hostname", "portable")
+
+
+def _built(name: str, *arguments: str) -> Path:
+    """The image that `armvm build` makes of ``arguments``; two tests at once make it once."""
+    digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:12]
+    folder = cache() / "test-images"
+    folder.mkdir(parents=True, exist_ok=True)
+    image = folder / f"debian-{name}-{digest}.qcow2"
+    with (folder / f"{image.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            command = [sys.executable, "-m", "armvm", "build", "-o", str(image), *arguments]
+            environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
+            built = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
+            assert built.returncode == 0, built.stderr
+    return image
