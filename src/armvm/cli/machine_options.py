@@ -71,7 +71,11 @@ def add_machine_arguments(parser: argparse.ArgumentParser, *, devices: bool = Tr
         "--hardware-description", choices=_values(HardwareDescription), help="device tree (default) or ACPI tables"
     )
     group.add_argument("--console", choices=_values(Console), help="serial console (default: pl011)")
-    group.add_argument("--bus", choices=_values(Bus), help="transport of the virtio devices (default: pci)")
+    group.add_argument(
+        "--bus",
+        choices=_values(Bus),
+        help="what disks and network cards stand on: virtio over pci (default) or mmio, or xen",
+    )
     group.add_argument("--net", choices=("user", "none"), help="network: user-mode NAT (default) or none")
     group.add_argument(
         "--forward",

@@ -32,7 +32,15 @@ _ENTRY = "armvm.cli.main"
 _PRELOADED = (
     *(_ENTRY, "armvm.cli.run", "armvm.cli.probe", "armvm.disk.detect", "armvm.image.contents"),
     *("armvm.machine.qemu.backend", "armvm.machine.qemu.session", "armvm.machine.console", "armvm.machine.terminal"),
-    *("armvm.platform.trial", "armvm.platform.check", "armvm.report.json", "armvm.firmware.varstore", "ctypes"),
+    *(
+        "armvm.lab.xen_domain",
+        "armvm.machine.xen.session",
+        "armvm.platform.trial",
+        "armvm.platform.check",
+        "armvm.report.json",
+        "armvm.firmware.varstore",
+        "ctypes",
+    ),
 )
 
 
@@ -171,10 +179,11 @@ def _become(command: Sequence[str], saying: int, noting: int) -> None:
         for source, target in ((null, 0), (saying, 1), (noting, 2)):
             os.dup2(source, target)
         os.closerange(3, 256)
-        if command[0] != "armvm":
+        module, arguments = _inside(command)
+        if module is None:
             os.execvp(command[0], list(command))  # noqa: S606 - a command of ours, no shell
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
-        code = importlib.import_module(_ENTRY).main(list(command[1:]))
+        code = importlib.import_module(module).main(arguments)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except BaseException as error:  # noqa: BLE001 - the last net before the process is gone
@@ -183,6 +192,15 @@ def _become(command: Sequence[str], saying: int, noting: int) -> None:
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code)
+
+
+def _inside(command: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The module of armvm that ``command`` runs, and the arguments; no module for any other program."""
+    if command[0] == "armvm":
+        return _ENTRY, list(command[1:])
+    if tuple(command[:2]) == ("python3", "-m") and len(command) > 2 and command[2].startswith("armvm."):
+        return command[2], list(command[3:])
+    return None, list(command)
 
 
 def _collect(name: str, path: Path, send: Send) -> None:

@@ -44,6 +44,7 @@ def ready_host(host: LabHost, *, renew: bool = False, notes: Notes) -> Iterator[
     Raises MissingError for what this machine lacks, OutputError when packages cannot be fetched, MachineError when the
     host does not come up (with the last that it said).
     """
+    host.prepare(notes)
     recipe = host.recipe()
     own = own_archive(recipe)
     emulator = _emulator()

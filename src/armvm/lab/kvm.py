@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from armvm.execution import ExecutionState
 from armvm.lab.recipe import IMAGE_DISK, GuestRequest, HostFiles, HostKind, HostRecipe, Task
 from armvm.probe.initramfs import WANTED_MODULES
@@ -21,6 +23,9 @@ class KvmHost:
     kind = HostKind.KVM
     states = (ExecutionState.AARCH64, ExecutionState.AARCH32)
     required = ("guest.virtio-pci",)
+
+    def prepare(self, _notes: Callable[[str], None]) -> None:
+        """Everything comes out of packages."""
 
     def recipe(self) -> HostRecipe:
         """Debian's qemu-system-arm and EDK2 for both states; the 64-bit QEMU serves both."""

@@ -8,7 +8,7 @@ of our own. It is booted once under emulation, warmed, and frozen; every use res
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -137,6 +137,13 @@ class LabHost(Protocol):
         """The requirements that an image must meet to boot on this hypervisor (``guest.virtio-pci``, ``guest.xen-pv``).
 
         Where a boot fails, these are looked at to say why.
+        """
+        ...
+
+    def prepare(self, notes: Callable[[str], None]) -> None:
+        """Make, once, what goes into it and no package holds; may take minutes, and says so.
+
+        Raises MissingError for what that takes, InputError and ProgramError when it cannot be had.
         """
         ...
 

@@ -28,6 +28,7 @@ class Entry:
 BACKENDS: dict[str, Entry] = {
     DEFAULT: Entry("armvm.machine.qemu.backend", "QEMU itself"),
     "libvirt": Entry("armvm.machine.libvirt.backend", "QEMU by way of libvirt", connects=True),
+    "xen": Entry("armvm.machine.xen.backend", "Xen, from its control domain"),
     "cloud-hypervisor": Entry("armvm.machine.cloud_hypervisor.backend", "Cloud Hypervisor, on ARM hosts with KVM"),
 }
 

@@ -130,7 +130,8 @@ def problems(capabilities: Capabilities, machine: Machine) -> tuple[str, ...]:
     if machine.console not in capabilities.consoles:
         lacks(f"a machine with a {machine.console.value} console", machine.console)
     if machine.bus not in capabilities.buses:
-        lacks(f"a machine with virtio on {machine.bus.value}", machine.bus)
+        devices = "Xen PV devices" if machine.bus is Bus.XEN else f"virtio on {machine.bus.value}"
+        lacks(f"a machine with {devices}", machine.bus)
     most = capabilities.most_memory_bytes.get(machine.state)
     if most is not None and machine.memory_bytes > most:
         found.append(

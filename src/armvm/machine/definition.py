@@ -92,13 +92,16 @@ class Console(enum.Enum):
 
     PL011 = "pl011"
     VIRTIO = "virtio"
+    XEN = "xen"
+    """The Xen PV console."""
 
 
 class Bus(enum.Enum):
-    """The transport of the virtio devices."""
+    """What disks and network cards stand on: a transport of virtio, or the Xen PV bus."""
 
     PCI = "pci"
     MMIO = "mmio"
+    XEN = "xen"
 
 
 @dataclass(frozen=True, slots=True)

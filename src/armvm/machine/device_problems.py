@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_DISKS = 16
 MOST_NICS = 6
 MOST_SCSI_UNITS = 256
-MOST_SHARES = {"pci": 16, "mmio": 3}
+MOST_SHARES = {"pci": 16, "mmio": 3, "xen": 0}
 MOST_MORE_CONSOLES = 8
 DISK_FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vpc")
 """The formats of images, as QEMU spells them: no protocol, no filter driver."""

@@ -25,7 +25,7 @@ _SLACK_SECONDS = 0.3
 _VIRTIO_CONSOLES = frozenset({(0x1AF4, 0x1003), (0x1AF4, 0x1043)})
 """The console's PCI ids, transitional and modern (Virtio 1.2 §4.1.2)."""
 _VIRTIO_CONSOLE = "3"
-_MADE = {Console.PL011: "pl011", Console.VIRTIO: "virtio-console"}
+_MADE = {Console.PL011: "pl011", Console.VIRTIO: "virtio-console", Console.XEN: "Xen PV"}
 _PSCI_VERSION = re.compile(r"PSCIv(\d+)\.(\d+)")
 
 
@@ -109,9 +109,8 @@ def _consoles(seen: Seen) -> list[tuple[str, Evidence]]:
     if seen.machine is not None and seen.machine.console is not None:
         kind = _MADE[seen.machine.console]
         found.append((kind, Evidence("the VM's definition", kind)))
-    xen = bool(tree and any("xen,xen" in node.compatible for node in tree.nodes)) or any(
-        run.devices.get("xen") for run in seen.linux
-    )
+    domain = tree is not None and bool(tree.compatible_with("xen,xen"))
+    xen = domain or any(run.devices.get("xen") for run in seen.linux)
     found += [
         ("virtio-console", Evidence(f"{where}, PCI {function.address}", "virtio-console"))
         for where, pci in seen.each(lambda run: run.pci)
@@ -123,7 +122,9 @@ def _consoles(seen: Seen) -> list[tuple[str, Evidence]]:
     for where, consoles in seen.each(lambda run: run.consoles):
         if consoles.active:
             path = format_device_path(consoles.active)
-            found.append((path, Evidence(f"{where}, ConOut", path)))
+            # A Xen domain without an emulated UART has one serial port only, which its firmware speaks on.
+            pv = domain and tree is not None and not _described_consoles(tree) and "Uart(" in path
+            found.append(("Xen PV" if pv else path, Evidence(f"{where}, ConOut", path)))
     return list(dict.fromkeys(found))
 
 
@@ -290,7 +291,9 @@ def _counter(where: str, counter: Counter) -> Judgement:
     if len(counter.samples) > 1:
         first, last = counter.samples[0], counter.samples[-1]
         ticks, seconds = last.ticks - first.ticks, last.clock_seconds - first.clock_seconds
-        measured.append(("GetTime", ticks / counter.frequency_hz, seconds))
+        # A clock that stands still while the counter does not (EDK2 on Xen) says nothing about the counter.
+        if seconds > 0 or ticks <= 0:
+            measured.append(("GetTime", ticks / counter.frequency_hz, seconds))
     if counter.stall_us and counter.stall_ticks is not None:
         measured.append(("Stall", counter.stall_ticks / counter.frequency_hz, counter.stall_us / 1e6))
     if not measured:

@@ -26,7 +26,7 @@ def build_linux_disk(
         with open_kernel(kernel.image) as disk:
             _write(image, disk)
         _write(initrd, build_initramfs(state, modules=modules))
-        words = "console=hvc0" if console is Console.VIRTIO else "console=ttyAMA0"
+        words = "console=ttyAMA0" if console is Console.PL011 else "console=hvc0"
         if state is ExecutionState.AARCH32:
             # The probe brings the others up, behind the code patching for which a 32-bit kernel stops all CPUs.
             words += " maxcpus=1"

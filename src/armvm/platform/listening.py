@@ -20,10 +20,14 @@ _LOOK_SECONDS = 0.2
 
 
 class Ear:
-    """Listens to a console, takes it for dead after a silence, and tells what the probes have said so far."""
+    """Listens to a console, takes it for dead after a silence, and tells what the probes have said so far.
 
-    def __init__(self, session: ControlledSession) -> None:
+    ``patience`` multiplies every wait, for a VM that is emulated inside another.
+    """
+
+    def __init__(self, session: ControlledSession, *, patience: float = 1.0) -> None:
         self._session = session
+        self._patience = patience
         self.heard = bytearray()
         self.gone: set[str] = set()
         self._runs: tuple[Run, ...] = ()
@@ -36,7 +40,7 @@ class Ear:
 
         A VM that falls silent is reset, so that the probe goes on behind what hung; not with ``patient``.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * self._patience
         spoken = time.monotonic()
         while True:
             now = time.monotonic()
@@ -44,7 +48,7 @@ class Ear:
                 return True
             if now >= deadline or len(self.heard) > _MOST_CONSOLE_BYTES:
                 return False
-            if not patient and now - spoken > _SILENT_SECONDS:
+            if not patient and now - spoken > _SILENT_SECONDS * self._patience:
                 if self._resets >= _MOST_HOST_RESETS:
                     return False
                 self._resets += 1

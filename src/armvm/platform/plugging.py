@@ -25,6 +25,8 @@ _DISK_BYTES = 4 * MIB
 _HASHED_BYTES = 4096
 _MAC = "52:54:00:ac:e0:01"
 _SERIAL = "armvm-hotplug"
+_XEN_BUS, _XEN_PLACES = "Xen PV bus", 2
+"""Every device of a domain can come and go: it needs no port."""
 _SUBSYSTEMS = {HotplugKind.BLOCK: "block", HotplugKind.NETWORK: "net"}
 
 
@@ -37,7 +39,7 @@ def plug(session: ControlledSession, ear: Ear, machine: Machine, folder: Path) -
     content = os.urandom(_HASHED_BYTES)
     image.write_bytes(content.ljust(_DISK_BYTES, b"\0"))
     digest = hashlib.sha256(content).hexdigest()
-    ports = machine.hotplug_ports if machine.bus is Bus.PCI else 0
+    ports = {Bus.PCI: machine.hotplug_ports, Bus.XEN: _XEN_PLACES}.get(machine.bus, 0)
     block = HotplugAttempt(HotplugKind.BLOCK, "PCIe root port", serial=_SERIAL, sha256_hex=digest)
     network = HotplugAttempt(HotplugKind.NETWORK, "PCIe root port", mac=_MAC)
     if not ports:
@@ -47,12 +49,14 @@ def plug(session: ControlledSession, ear: Ear, machine: Machine, folder: Path) -
         attempts = [replace(attempt, added=False, error=reason) for attempt in (block, network)]
         return HotplugRecord(tuple(attempts))
     lacks = None
-    if machine.state is ExecutionState.AARCH32 and machine.scsi_controller:
+    if machine.bus is Bus.XEN:  # whose disks have no serial number
+        block, network = (replace(attempt, bus=_XEN_BUS, serial=None) for attempt in (block, network))
+    elif machine.state is ExecutionState.AARCH32 and machine.scsi_controller:
         # 32-bit ARM kernels have no PCI hotplug: QEMU would answer ok to what the guest can never see.
         lacks = "32-bit ARM kernels as distributions build them have no PCI hotplug"
         block = replace(block, bus="virtio-scsi")
     disk = DiskDevice(image, "raw", writes=Writes.REFUSED, serial=_SERIAL, name="hot-disk", port=0)
-    if machine.scsi_controller:
+    if machine.scsi_controller and machine.bus is not Bus.XEN:
         disk = replace(disk, interface=DiskInterface.VIRTIO_SCSI, port=None)
     nic = UserNetwork(mac=_MAC, name="hot-nic", port=min(1, ports - 1))
     attempts = [_attempt(session, ear, disk, block)]

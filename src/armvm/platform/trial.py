@@ -8,6 +8,7 @@ instance of the same image follows, then Linux with hotplug.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,16 +58,17 @@ def run_trial(
     kernel: GuestKernel | None,
     other_state: tuple[Machine, Backend] | None = None,
     timestamp: int,
+    patience: float = 1.0,
     progress: Progress = lambda _line: None,
 ) -> TrialResult:
     """Boot the probes on ``machine`` (its disks are replaced by theirs) and keep what they say.
 
     Without ``kernel`` there is no Linux probe, and what only it can show stays unknown. ``other_state`` is the same
-    kind of VM in the other execution state, which the EFI probe is briefly booted on. What the probes report never
-    raises; MachineError says that the VM could not be started at all.
+    kind of VM in the other execution state, which the EFI probe is briefly booted on. ``patience`` multiplies every
+    wait. What the probes report never raises; MachineError says that the VM could not be started at all.
     """
     with scratch_folder() as folder:
-        trial = _Trial(machine, backend, folder, progress)
+        trial = _Trial(machine, backend, folder, progress, patience)
         sittings, unchanged = trial.firmware(timestamp)
         failures = {"efi_failure": _silence(sittings[0])}
         if other_state is not None:
@@ -91,7 +93,8 @@ class _Heard:
 
 
 class _Trial:
-    def __init__(self, machine: Machine, backend: Backend, folder: Path, progress: Progress) -> None:
+    def __init__(self, machine: Machine, backend: Backend, folder: Path, progress: Progress, patience: float) -> None:
+        self._patience = patience
         self._machine = machine
         self._backend = backend
         self._folder = folder
@@ -120,8 +123,8 @@ class _Trial:
         config = ProbeConfig(runs=1, skip=_NOT_ASKED_OF_THE_OTHER_STATE)
         build_probe_disk(image, config=config, states=[machine.state], timestamp=timestamp)
         self._progress(f"the EFI probe in {machine.state.label}")
-        with backend.start(replace(machine, disks=(DiskDevice(image, "raw"),))) as session:
-            ear = Ear(session)
+        with backend.start(replace(machine, disks=(_passing_disk(image, backend),))) as session:
+            ear = Ear(session, patience=self._patience)
             ear.listen(lambda: False)
         return _Heard(Sitting(decode(bytes(ear.heard)), "other state"), bytes(ear.heard))
 
@@ -129,12 +132,12 @@ class _Trial:
         """Linux with hotplug, where the machine takes devices."""
         image = self._folder / "linux.img"
         build_linux_disk(image, kernel, state=self._machine.state, console=self._machine.console, timestamp=timestamp)
-        disk = DiskDevice(image, "raw", writes=Writes.DISCARDED)
+        disk = _passing_disk(image, self._backend)
         scsi = self._machine.state is ExecutionState.AARCH32 and self._machine.bus is Bus.PCI
         machine = replace(self._machine, disks=(disk,), scsi_controller=scsi)
         self._progress(f"Linux ({kernel.source}) by {_described(machine.description)}, with hotplug")
         with self._backend.start(machine) as session:
-            ear = Ear(session)
+            ear = Ear(session, patience=self._patience)
             hotplug = None
             if ear.listen(lambda: any(record.type == "ready" for record in ear.records(Speaker.LINUX)), patient=True):
                 hotplug = plug(session, ear, machine, self._folder)
@@ -144,10 +147,14 @@ class _Trial:
         return _Heard(Sitting(decode(bytes(ear.heard)), "linux"), bytes(ear.heard)), hotplug
 
     def _instance(self, image: Path, name: str) -> Machine:
-        """A new instance of ``image``: an overlay and a variable store of its own."""
-        overlay = self._folder / f"{name}.qcow2"
-        with overlay.open("xb") as file:
-            write_overlay(file, backing_path=image.name, backing_format="raw", size_bytes=image.stat().st_size)
+        """A new instance of ``image``: an overlay (or a copy) and a variable store of its own."""
+        form = "qcow2" if "qcow2" in self._backend.capabilities().disk_formats else "raw"
+        own = self._folder / f"{name}.{form}"
+        if form == "raw":
+            shutil.copyfile(image, own)
+        else:
+            with own.open("xb") as file:
+                write_overlay(file, backing_path=image.name, backing_format="raw", size_bytes=image.stat().st_size)
         variables = None
         if self._machine.firmware.keeps_variables:
             store = self._folder / f"{name}.fd"
@@ -155,14 +162,14 @@ class _Trial:
                 file.write(new_instance_store())
                 file.truncate(FLASH_SIZE_BYTES)
             variables = VariablesFile(store, "raw")
-        disk = DiskDevice(overlay, "qcow2", writes=Writes.KEPT)
+        disk = DiskDevice(own, form, writes=Writes.KEPT)
         return replace(self._machine, disks=(disk,), variables=variables)
 
     def _sit(self, machine: Machine, instance: str, after: After | None, what: str, *, until: int | None) -> _Heard:
         """Start the VM and listen until it powers off, or until run ``until`` is complete: then it is killed."""
         self._progress(what)
         with self._backend.start(machine) as session:
-            ear = Ear(session)
+            ear = Ear(session, patience=self._patience)
             ear.listen(lambda: until is not None and ear.completed(until))
             if until is not None:
                 session.kill()
@@ -180,6 +187,12 @@ class _Trial:
                 return list(read_probe_disk(disk))
         except InputError:
             return []
+
+
+def _passing_disk(image: Path, backend: Backend) -> DiskDevice:
+    """``image``, which nobody needs afterwards, as a disk that the guest can write to."""
+    discards = Writes.DISCARDED in backend.capabilities().writes
+    return DiskDevice(image, "raw", writes=Writes.DISCARDED if discards else Writes.KEPT)
 
 
 def _silence(heard: _Heard) -> str | None:

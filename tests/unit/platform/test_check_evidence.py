@@ -225,6 +225,39 @@ def test_consoles_of_other_kinds(lines_: list[str], xen: list[dict[str, str]], k
     assert finding(judge(story), "platform.console").verdict is Verdict.FAIL
 
 
+def xen_domain() -> Story:
+    """What a domain looks like from its firmware: no UART, a node that says Xen, EDK2's SerialDxe on the PV console."""
+    story = without_linux(good())
+    story.machine = None
+    tree = story.tree
+    assert isinstance(tree, Node)
+    tree.remove("pl011@9000000")
+    del tree.at("chosen").properties["stdout-path"]
+    tree.children["hypervisor"] = Node({"compatible": ("xen,xen-4.17", "xen,xen")})
+    vendor = "010414004b7d98d31a975f438caf4967eb627241"
+    story.every("console", active_out_hex=f"{vendor}030e13000000000000c2010000000000080101" + "7fff0400")
+    return story
+
+
+def test_the_console_of_a_xen_domain_by_its_firmware() -> None:
+    entry = finding(judge(xen_domain()), "platform.console")
+    assert entry.verdict is Verdict.PASS
+    assert "Xen PV" in entry.message
+    story = xen_domain()
+    assert isinstance(story.tree, Node)
+    story.tree.remove("hypervisor")
+    assert finding(judge(story), "platform.console").verdict is not Verdict.PASS
+
+
+def test_a_clock_that_stands_still_is_not_the_counters_fault() -> None:
+    story = without_linux(good())
+    clock = 1421770011  # what EDK2 says in a Xen domain, always
+    story.every("counter", samples=[["0x9459e30", clock, 0], ["0x129459e30", clock, 0]])
+    assert finding(judge(story), "platform.timer").verdict is Verdict.PASS
+    story.every("counter", samples=[["0x9459e30", clock, 0], ["0x9459e30", clock + 2, 0]])
+    assert finding(judge(story), "platform.timer").verdict is Verdict.FAIL
+
+
 def test_without_a_machine_the_definition_is_not_compared() -> None:
     story = good()
     story.machine = None
