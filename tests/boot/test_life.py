@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import armvm
+from armvm.errors import MachineError
 from tools.debian_images import cloud_image
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -81,11 +82,13 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
             said, _ = process.communicate(timeout=120)
         assert b"Traceback" not in said, said
-        if self.state() == "running":  # a restore starts another QEMU: that one is killed too
-            self.kill_qemu()
-        deadline = time.monotonic() + 20
-        while self.state() not in {"stopped", "crashed"} and time.monotonic() < deadline:
+        started = time.monotonic()
+        while self.state() not in {"stopped", "crashed"}:
+            assert time.monotonic() < started + 20
             time.sleep(0.1)
+            if time.monotonic() > started + 2:  # a restore has started another QEMU: that one is killed too
+                with suppress(MachineError):
+                    self.kill_qemu()
 
     def back(self, snapshot: str = "booted") -> float:
         """Go on from a snapshot of the booted machine; how long the command took."""
