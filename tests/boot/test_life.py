@@ -226,7 +226,10 @@ def _clones(web: Machine) -> None:
     web.kill_qemu()
     db.vm("kill")
     values = {machine.name: json.loads(vars_of("get", machine.name, VARIABLE, "--json")) for machine in (web, db)}
-    assert {name: value["hex"] for name, value in values.items()} == {"web": b"web".hex(), "db": b"db".hex()}
+    assert {name: value["variables"][0]["hex"] for name, value in values.items()} == {
+        "web": b"web".hex(),
+        "db": b"db".hex(),
+    }
     web.back("clean")
     db.back("clean")
     for machine in (web, db):

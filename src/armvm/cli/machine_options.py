@@ -137,7 +137,9 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--vnc-password-file", type=Path, metavar="FILE", help="the password (8 bytes) for --vnc PORT")
     group.add_argument("--vsock", type=int, metavar="CID", help="the guest's address on vsock, 3 or more")
     group.add_argument("--more-consoles", type=int, metavar="N", help="virtio consoles beside the first (hvc0 …)")
-    group.add_argument("--hotplug-ports", type=int, metavar="N", help="empty PCIe root ports (default: 2)")
+    group.add_argument(
+        "--hotplug-ports", type=int, metavar="N", help="empty PCIe root ports (default: those of a kept machine only)"
+    )
     group.add_argument("--clock", type=_moment, metavar="TIME", help="what its clock starts at (default: this host's)")
 
 

@@ -146,7 +146,11 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
 
         state = bootable_state(disk)
     writes = Writes.KEPT if options.writable else Writes.DISCARDED
-    return machine_of(options, state, DiskDevice(options.image, disk.format, disk.sector_size, writes)), disk
+    machine = machine_of(options, state, DiskDevice(options.image, disk.format, disk.sector_size, writes))
+    if options.name is None and "hotplug_ports" not in chosen(options):
+        # Nothing can be plugged into a machine that nobody knows by name, and firmware takes 30 ms for every port.
+        machine = replace(machine, hotplug_ports=0)
+    return machine, disk
 
 
 def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
