@@ -17,7 +17,7 @@ from armvm.firmware.discovery import find_firmware
 from armvm.instance.definition import BackingImage, Definition
 from armvm.instance.toml_fields import Source
 from armvm.instance.toml_schema import FORMAT, NIC_KINDS, Said, read_said
-from armvm.machine.definition import DEFAULT_MEMORY_BYTES, DEFAULT_VCPUS, Machine, disk_names, nic_names
+from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Machine, disk_names, nic_names
 from armvm.machine.devices import (
     BridgeNetwork,
     DiskDevice,
@@ -42,16 +42,6 @@ _IN_TABLES = frozenset(
 )
 """The fields of a Machine that are not written as one key each, by its name; ``platform`` not at all, for it is a
 fact of the memory in a snapshot."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a list says about an instance. ``image`` is the image under its first disk, None when it stands on none."""
-
-    state: ExecutionState
-    vcpus: int
-    memory_bytes: int
-    image: Path | None
 
 
 def read(path: Path) -> Definition:
@@ -82,22 +72,6 @@ def read_partial(path: Path) -> Said:
     Raises InputError, with file and line, when it is broken.
     """
     return read_said(_source(_content(path), path), whole=False)
-
-
-def summary(path: Path) -> Summary:
-    """The little that a list of instances shows, in a millisecond: no firmware is looked for, no disk read.
-
-    Raises InputError, with file and line, when the file is broken.
-    """
-    said = read_said(_source(_content(path), path), whole=True)
-    state: ExecutionState = said.machine["state"]
-    image = next(iter(said.images), None)
-    return Summary(
-        state,
-        said.machine.get("vcpus", DEFAULT_VCPUS),
-        said.machine.get("memory_bytes", DEFAULT_MEMORY_BYTES[state]),
-        None if image is None else image.path,
-    )
 
 
 def serialise(definition: Definition, folder: Path) -> bytes:

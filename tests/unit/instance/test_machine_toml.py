@@ -298,7 +298,7 @@ def test_monsters_end_soon(text: str) -> None:
 def test_a_large_file_is_no_description(tmp_path: Path) -> None:
     file = tmp_path / "machine.toml"
     file.write_bytes(b"#" * 150_000)
-    for read in (machine_toml.read, machine_toml.summary, machine_toml.read_partial):
+    for read in (machine_toml.read, machine_toml.read_partial):
         with pytest.raises(InputError, match="larger than 128 KiB"):
             read(file)
     with pytest.raises(InputError, match="cannot be read"):
@@ -346,19 +346,6 @@ def _keys(machine: Machine) -> list[list[str]]:
         for _option, argument in itertools.pairwise(arguments)
         if not argument.startswith("-")
     ]
-
-
-def test_a_summary_is_cheap(tmp_path: Path) -> None:
-    image = BackingImage("disk0", Path("/images/a.raw"), "raw", 1, 2)
-    machine = Machine(ExecutionState.AARCH32, firmware_of(), (DiskDevice(Path("/d"), "qcow2"),), GIB, vcpus=3)
-    file = tmp_path / "machine.toml"
-    file.write_bytes(machine_toml.serialise(Definition(machine, (image,)), tmp_path))
-    expected = machine_toml.Summary(ExecutionState.AARCH32, 3, GIB, Path("/images/a.raw"))
-    assert machine_toml.summary(file) == expected
-    start = time.process_time()
-    for _ in range(100):
-        machine_toml.summary(file)
-    assert time.process_time() - start < 0.5
 
 
 def test_a_partial_file_says_what_it_says(tmp_path: Path) -> None:
