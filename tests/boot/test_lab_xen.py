@@ -175,9 +175,10 @@ def _hide_module(image: Path, name: str) -> None:
             continue
         packed = run("debugfs", ["-R", f"cat /boot/{found[1]}", root], timeout_seconds=60).stdout
         content = zstandard.ZstdDecompressor().stream_reader(packed).read()
-        assert f"{name}.ko".encode() in content
+        whole = f"{name}.ko\0".encode()  # the name of the file in the archive; modules.dep goes on naming it
+        assert whole in content
         file, commands = image.with_name("initrd"), image.with_name("commands")
-        file.write_bytes(zstandard.compress(content.replace(f"{name}.ko".encode(), f"{name[:-1]}X.ko".encode()), 3))
+        file.write_bytes(zstandard.compress(content.replace(whole, f"{name[:-1]}X.ko\0".encode()), 3))
         commands.write_text(f"rm /boot/{found[1]}\nwrite {file} /boot/{found[1]}\n")
         run("debugfs", ["-w", "-f", str(commands), root], timeout_seconds=60)
         return

@@ -6,6 +6,11 @@ was told, one line each), ``typed`` (what came in on the console) and ``says`` (
 
 from __future__ import annotations
 
+import os
+import select
+import threading
+import tty
+from contextlib import suppress
 from pathlib import Path
 
 _XL = r"""#!/bin/sh
@@ -21,7 +26,8 @@ create)
   rm -f "$D/reason"
   sed -n 's/^name = "\(.*\)"/\1/p' "$4" >"$D/running"
   ;;
-console) cat "$D/says"; exec 3>&1; exec cat >>"$D/typed" ;;
+domid) echo 1 ;;
+unpause) touch "$D/unpaused" ;;
 list)
   [ "$(cat "$D/running" 2>/dev/null)" = "$3" ] || {{ echo "$3 is an invalid domain identifier" >&2; exit 1; }}
   echo "Name ID Mem VCPUs State Time(s) UUID Reason-Code Security Label"
@@ -33,6 +39,9 @@ block-attach | block-detach | network-attach | network-detach)
   [ ! -e "$D/refuse-$1" ] || {{ echo "libxl: error: the guest does not let go" >&2; exit 1; }}
   ;;
 esac
+"""
+_READ = r"""#!/bin/sh
+[ "$1" = /local/domain/1/console/tty ] && cat {folder}/tty
 """
 _WATCH = r"""#!/bin/sh
 echo "$1"
@@ -46,11 +55,26 @@ def install_fake_xen(folder: Path) -> str:
     programs.mkdir()
     for name in ("says", "typed", "calls", "releases"):
         (folder / name).touch()
-    for name, text in (("xl", _XL), ("xenstore-watch", _WATCH)):
+    for name, text in (("xl", _XL), ("xenstore-watch", _WATCH), ("xenstore-read", _READ)):
         path = programs / name
         path.write_text(text.format(folder=folder))
         path.chmod(0o755)
+    ours, its = os.openpty()
+    tty.setraw(its)
+    (folder / "tty").write_text(os.ttyname(its))
+    threading.Thread(target=_console, args=(folder, ours, its), daemon=True).start()
     return f"{programs}:/usr/bin:/bin"
+
+
+def _console(folder: Path, ours: int, _kept_open: int) -> None:
+    """The domain's end of its console, until the folder is gone."""
+    while folder.exists():
+        if select.select([ours], [], [], 0.02)[0]:
+            with (folder / "typed").open("ab") as file:
+                file.write(os.read(ours, 4096))
+        with suppress(FileNotFoundError):
+            (folder / "unpaused").unlink()
+            os.write(ours, (folder / "says").read_bytes())
 
 
 def bring_down(folder: Path, reason: str) -> None:

@@ -161,7 +161,16 @@ def _probe(options: argparse.Namespace, xen: Xen) -> int:
     machine = domain_machine(options.state, memory_bytes=_PROBE_BYTES)
     kernel = find_guest_kernel(options.state, home=Path("/root"))
     now = datetime.now(UTC).replace(microsecond=0)
-    result = run_trial(machine, xen, kernel=kernel, timestamp=int(now.timestamp()), patience=_PATIENCE, progress=_say)
+    other = _in_other_state(options.state)
+    result = run_trial(
+        machine,
+        xen,
+        kernel=kernel,
+        other_state=None if other is None else (other, xen),
+        timestamp=int(now.timestamp()),
+        patience=_PATIENCE,
+        progress=_say,
+    )
     options.log.write_bytes(result.console)
     known = replace(expected_machine(machine), disks=1)
     report = check_platform(result.observation, profile=options.profile, machine=known, hotplug=result.hotplug)
@@ -169,6 +178,14 @@ def _probe(options: argparse.Namespace, xen: Xen) -> int:
     text = render([report], profile=options.profile, created=now.isoformat().replace("+00:00", "Z"))
     options.report.write_text(text, encoding="ascii")
     return 1 if report.conforms is False else 0
+
+
+def _in_other_state(state: ExecutionState) -> Machine | None:
+    """An AArch32 domain beside an AArch64 one, where the host has the firmware."""
+    other = ExecutionState.AARCH32
+    if state is other or not Path("/", FIRMWARE[other]).is_file():
+        return None
+    return domain_machine(other, memory_bytes=_PROBE_BYTES)
 
 
 def _say(line: str) -> None:

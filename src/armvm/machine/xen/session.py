@@ -1,17 +1,20 @@
 """A running Xen domain: its PV console and its end behind the Session protocol.
 
-The domain starts paused and runs once its console is being taken up; until that is there, xenconsoled keeps what it
-says. xl itself does not watch it (``create -e``): a domain that goes down is kept by Xen with the reason, until we have
-read that and taken it away. A shell that waits on a pipe to us does the same if we die.
+The domain starts paused and runs once its console has been taken up: not a byte is lost. xl itself does not watch it
+(``create -e``): a domain that goes down is kept by Xen with the reason, until we have read that and taken it away. A
+shell that waits on a pipe to us does the same if we die.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 import tempfile
+import termios
 import time
+import tty
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ from armvm.process import ProgramError, require_program, run
 _XL_SECONDS = 120.0
 """How long any one command of xl may take, on an emulated machine."""
 _READ_BYTES = 65536
+_CONSOLE_SECONDS = 30.0
+_PAUSE_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.0
 """How long the console of a domain that went down is listened to: xenconsoled hands on what the domain said last."""
 _LOOK_SECONDS = 30.0
@@ -65,7 +70,7 @@ class XenSession:
         self._resets = 0
         self._over = False
         self._looked = 0.0
-        self._console: Child | None = None
+        self._console: int | None = None
         self._releases: Child | None = None
         self._watchdog = _start_watchdog(require_program("xl"), name, hold)
         try:
@@ -174,7 +179,7 @@ class XenSession:
             xl("create", "-p", "-e", str(path))
         if self._releases is None:
             self._releases = Child([require_program("xenstore-watch"), _RELEASE], inherit=())
-        self._console = Child([require_program("xl"), "console", "-t", "pv", self.name], inherit=())
+        self._console = _open_console(self.name)
         xl("unpause", self.name)
         self._looked = time.monotonic()
 
@@ -183,7 +188,7 @@ class XenSession:
         with suppress(ProgramError):  # there may be none (any more)
             xl("destroy", self.name)
         if console is not None:
-            console.kill()
+            os.close(console)
 
     def _wait(self, seconds: float, watch: Sequence[int]) -> list[Event]:
         console, releases = self._console, self._releases
@@ -191,22 +196,15 @@ class XenSession:
             if releases is not None:
                 selector.register(releases.output, selectors.EVENT_READ)
             if console is not None:
-                selector.register(console.output, selectors.EVENT_READ)
-                if self._pending:
-                    selector.register(console.input, selectors.EVENT_WRITE)
-                if console.error_descriptor >= 0:
-                    selector.register(console.error_descriptor, selectors.EVENT_READ)
+                selector.register(console, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._pending else 0))
             for descriptor in watch:
                 selector.register(descriptor, selectors.EVENT_READ)
-            ready = {key.fd for key, _ in selector.select(seconds)}
+            ready = {key.fd: happened for key, happened in selector.select(seconds)}
         events: list[Event] = []
-        if console is not None:
-            if console.error_descriptor in ready:
-                console.take_errors()
-            if console.input.fileno() in ready:
-                self._flush()
-            if console.output.fileno() in ready:
-                events += self._heard()
+        if console is not None and ready.get(console, 0) & selectors.EVENT_WRITE:
+            self._flush()
+        if console is not None and ready.get(console, 0) & selectors.EVENT_READ:
+            events += self._heard()
         if releases is not None and releases.output.fileno() in ready and not self._over:
             if not releases.output.read(_READ_BYTES):  # it has ended: what is left is to look now and then
                 releases.kill()
@@ -215,34 +213,30 @@ class XenSession:
         return events + [Readable(descriptor) for descriptor in watch if descriptor in ready]
 
     def _heard(self) -> list[Event]:
-        """What the console has to say; when that has ended, so has the domain, and it is time to look."""
+        """What the console has to say; when that is gone, so is the domain, and it is time to look."""
         console = self._console
         if console is None:
             return []
-        try:
-            data = os.read(console.output.fileno(), _READ_BYTES)
-        except BlockingIOError:
+        data = _read(console)
+        if data is None:
             return []
         if data:
             return [ConsoleOutput(data)]
         self._console = None
-        console.kill()
+        os.close(console)
         events = self._look()
         if not events and not self._over:
-            raise MachineError(
-                "the console of the Xen domain is gone, and the domain is not", output_tail=console.errors
-            )
+            raise MachineError("the console of the Xen domain is gone, and the domain is not")
         return events
 
     def _flush(self) -> None:
-        console = self._console
         try:
-            while self._pending and console is not None:
-                sent = os.write(console.input.fileno(), self._pending)
+            while self._pending and self._console is not None:
+                sent = os.write(self._console, self._pending)
                 del self._pending[:sent]
         except BlockingIOError:
             pass
-        except BrokenPipeError:
+        except OSError:
             self._pending.clear()  # the domain is gone: the next poll says so
 
     def _look(self) -> list[Event]:
@@ -268,18 +262,44 @@ class XenSession:
         events: list[Event] = []
         until = time.monotonic() + _LAST_WORDS_SECONDS
         while self._console is not None and (left := until - time.monotonic()) > 0:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._console.output, selectors.EVENT_READ)
-                if not selector.select(left):
-                    break
-            try:
-                data = os.read(self._console.output.fileno(), _READ_BYTES)
-            except BlockingIOError:
-                continue
-            if not data:
+            if not select.select([self._console], [], [], left)[0]:
                 break
-            events.append(ConsoleOutput(data))
+            data = _read(self._console)
+            if data == b"":
+                break
+            if data:
+                events.append(ConsoleOutput(data))
         return events
+
+
+def _open_console(name: str) -> int:
+    """The terminal that xenconsoled has for the domain's console (Xen, docs/misc/console.txt), not blocking.
+
+    It keeps what the domain says until that is read. (xl console would not take what is typed through a pipe.)
+    """
+    key = f"/local/domain/{int(xl('domid', name))}/console/tty"
+    deadline = time.monotonic() + _CONSOLE_SECONDS
+    while not (path := run("xenstore-read", [key], timeout_seconds=_XL_SECONDS, check=False).stdout.decode().strip()):
+        if time.monotonic() > deadline:
+            raise MachineError(f"xenconsoled gives the domain no console within {_CONSOLE_SECONDS:g} s: does it run?")
+        time.sleep(_PAUSE_SECONDS)
+    console = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        tty.setraw(console, termios.TCSANOW)
+    except BaseException:
+        os.close(console)
+        raise
+    return console
+
+
+def _read(console: int) -> bytes | None:
+    """What the console says; None when that is nothing yet, no bytes when there is no console any more."""
+    try:
+        return os.read(console, _READ_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:  # EIO: the other end of the terminal is closed
+        return b""
 
 
 def xl(*words: str) -> str:
