@@ -64,7 +64,7 @@ def test_our_vm_conforms_whole(armvm: Armvm, tmp_path: Path) -> None:
     assert not [f for f in json.loads(read.stdout)["reports"][0]["findings"] if f["verdict"] == "fail"]
 
 
-@pytest.mark.parametrize(("gic", "vcpus"), [("2", "1"), ("3", "8")])
+@pytest.mark.parametrize(("gic", "vcpus"), [pytest.param("2", "1", marks=pytest.mark.slow), ("3", "8")])
 def test_other_shapes_of_it_conform(armvm: Armvm, gic: str, vcpus: str) -> None:
     findings = _probe(armvm, "--gic", gic, "--vcpus", vcpus, *_kernel(AARCH64))
     assert _with(findings, "pass") == set(findings)

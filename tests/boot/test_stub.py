@@ -96,7 +96,7 @@ def test_a_kernel_that_firmware_refuses_is_said_with_the_status(
     boot(platform, image, "armvm stub: firmware does not load the kernel (status 0x8", powers_off=False)
 
 
-@pytest.mark.parametrize("name", ["edk2-64", "edk2-32"])
+@pytest.mark.parametrize("name", ["edk2-64", pytest.param("edk2-32", marks=pytest.mark.slow)])
 def test_the_debian_installer_starts(name: str, installer: FindInstaller, tmp_path: Path) -> None:
     platform = PLATFORMS[name]
     parts = installer(platform.state)
