@@ -264,7 +264,7 @@ def test_no_death_leaves_a_qemu_or_a_file(
     ("how", "said"),
     [
         (signal.SIGKILL, "QEMU was killed by signal 9 under the guest"),
-        (signal.SIGTERM, "somebody else ended QEMU while the guest was running"),
+        (signal.SIGTERM, "somebody else ended the machine while the guest was running"),
     ],
 )
 def test_qemu_that_is_ended_by_others_is_an_error_with_a_name(
