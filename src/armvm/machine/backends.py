@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from armvm.errors import ArmvmError, UsageError
 from armvm.execution import ExecutionState
 from armvm.machine.accelerators import AcceleratorKind
-from armvm.machine.backend import Backend
+
+if TYPE_CHECKING:
+    from armvm.machine.backend import Backend
 
 DEFAULT = "qemu"
 

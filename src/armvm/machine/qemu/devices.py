@@ -10,7 +10,6 @@ way:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,5 +183,7 @@ def _link_mac(nic: Nic) -> str | None:
     """An address for the end of a cable that has none: QEMU would give both ends the same."""
     if not isinstance(nic, LinkNetwork):
         return None
+    import hashlib  # only a cable needs it
+
     digest = hashlib.sha256(f"{nic.folder.absolute()}/{nic.end}".encode(errors="surrogateescape")).digest()
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3])
