@@ -54,6 +54,7 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
     snapshot = options.get("snapshot")
     definition, qemu = checked(instance, options)
     supervisor = Supervised(instance, definition, qemu, held)
+    came_up = False
     try:
         supervisor.start(paused=snapshot is not None)
         if snapshot is not None:
@@ -63,6 +64,7 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
         facts = {"pid": os.getpid(), "qemu_pid": supervisor.session.pid}
         events.record(instance.events, "started", **facts, snapshot=snapshot, accelerator=qemu.accelerator.value)
         supervisor.up()
+        came_up = True
         if not _say(ready, protocol.encode({"ok": facts})):
             supervisor.ended = "nobody waited for its start"
         try:
@@ -71,17 +73,21 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
             _record_end(supervisor)
     finally:
         supervisor.close()
+        if not came_up:  # a QEMU that was killed while it loaded a snapshot leaves clusters that nobody uses
+            from armvm.instance.recovery import check_disks
+
+            check_disks(instance)
         sockets.remove(instance)
 
 
 def _record_end(supervisor: Supervised) -> None:
-    from armvm.instance.recovery import check_disks
-
     instance, failure = supervisor.instance, supervisor.failure
     with suppress(OutputError):
         if failure is None:
             events.record(instance.events, "stopped", how=supervisor.ended)
         else:
+            from armvm.instance.recovery import check_disks
+
             damaged = check_disks(instance)
             said = printable(failure.output_tail[-2000:])
             events.record(instance.events, "crashed", what="QEMU", message=failure.message, said=said, damaged=damaged)
