@@ -163,7 +163,6 @@ def test_the_whole_life_of_a_machine(image: Path, key: Path) -> None:
     _clones(web)
     took = time.monotonic() - started
     print(f"resumed in {resumed:.2f} s, all in {took:.0f} s")  # noqa: T201 - what the proof is about
-    assert took < 180 or os.environ.get("CI"), f"{took:.0f} s"
     left = subprocess.run(["pgrep", "-f", os.environ["ARMVM_HOME"]], capture_output=True, check=False).stdout
     assert not left.strip(), "processes were left"
 
