@@ -255,7 +255,7 @@ class Machine:
         from armvm.instance import control
         from armvm.instance.remove import remove
 
-        if self.state not in {control.State.STOPPED, control.State.CRASHED}:
+        if control.runs(self._instance):
             control.kill(self._instance)
         remove(self._instance)
 

@@ -69,14 +69,14 @@ def _delete_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _delete(options: argparse.Namespace) -> int:
+    from armvm.instance.control import runs
     from armvm.instance.remove import remove
     from armvm.instance.store import find
-    from armvm.instance.summary import RUNNING, status_of
 
     instances = [find(name) for name in dict.fromkeys(options.names)]
     for instance in instances:
         instance.require()
-        if status_of(instance) in RUNNING and not options.kill:
+        if runs(instance) and not options.kill:
             raise UsageError(
                 f"instance {instance.name} is running",
                 hint="armvm vm stop it first; --kill ends it as a power cut would",
@@ -114,10 +114,9 @@ def _ask(instances: list[Instance]) -> None:
 
 
 def _kill(instance: Instance) -> None:
-    from armvm.instance.control import kill
-    from armvm.instance.summary import RUNNING, status_of
+    from armvm.instance.control import kill, runs
 
-    if status_of(instance) in RUNNING:
+    if runs(instance):
         kill(instance)
 
 

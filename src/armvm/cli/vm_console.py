@@ -314,8 +314,7 @@ def _followed(instance: Instance, options: argparse.Namespace, stack: ExitStack)
     """Yields True whenever there may be more, False when the machine is off."""
     from armvm.instance import client, control
 
-    off = {control.State.STOPPED, control.State.CRASHED}
-    if control.status(instance).state in off:
+    if not control.runs(instance):
         return iter([False])
     try:
         request = {"do": "follow", "index": 0 if options.events else options.index}
@@ -336,7 +335,7 @@ def _watched(instance: Instance) -> Iterator[bool]:
 
     from armvm.instance import control
 
-    while control.status(instance).state not in {control.State.STOPPED, control.State.CRASHED}:
+    while control.runs(instance):
         time.sleep(_FOLLOW_SECONDS)
         yield True
     yield False

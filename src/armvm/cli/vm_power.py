@@ -147,7 +147,7 @@ def _stop(options: argparse.Namespace) -> int:
 def _stopped(instance: Instance, options: argparse.Namespace) -> None:
     from armvm.instance import control
 
-    if not _runs(instance):
+    if not control.runs(instance):
         _settled(instance, options)
         return
     try:
@@ -161,9 +161,11 @@ def _stopped(instance: Instance, options: argparse.Namespace) -> None:
 
 
 def _restart(options: argparse.Namespace) -> int:
-    running = [instance for instance in _found(options.names) if _runs(instance)]
+    from armvm.instance.control import runs
+
+    running = [instance for instance in _found(options.names) if runs(instance)]
     code = each(running, lambda instance: _stopped(instance, options))
-    still = {instance.name for instance in running if _runs(instance)}
+    still = {instance.name for instance in running if runs(instance)}
     return code or _started([instance for instance in _found(options.names) if instance.name not in still], options)
 
 
@@ -171,7 +173,7 @@ def _kill(options: argparse.Namespace) -> int:
     def kill(instance: Instance) -> None:
         from armvm.instance import control
 
-        if not _runs(instance):
+        if not control.runs(instance):
             _settled(instance, options)
             return
         control.kill(instance)
@@ -185,12 +187,6 @@ def _settled(instance: Instance, options: argparse.Namespace) -> None:
     with instance.locked() as held:
         crashed = f": {held.crashed} had crashed, and what it left is put in order" if held.crashed else ""
     say(options, f"{instance.name} is not running{crashed}")
-
-
-def _runs(instance: Instance) -> bool:
-    from armvm.instance import control
-
-    return control.status(instance).state in {control.State.RUNNING, control.State.PAUSED, control.State.STARTING}
 
 
 def _found(names: Sequence[str]) -> list[Instance]:

@@ -6,18 +6,12 @@ from typing import Any
 
 from armvm.instance import attachment, client, control, hotplug, snapshots
 from armvm.instance.attachment import DEFAULT_SECONDS, Attachment
-from armvm.instance.control import State
 from armvm.instance.snapshot_file import Snapshot, require_name
 from armvm.instance.store import Instance
 
 _MARGIN_SECONDS = 60.0
 _SNAPSHOT_SECONDS = 3600.0
 """A snapshot holds the guest's memory: on a slow disk that takes its time."""
-
-
-def runs(instance: Instance) -> bool:
-    """Whether there is a process to be asked."""
-    return control.status(instance).state in {State.RUNNING, State.PAUSED, State.STARTING}
 
 
 def attach(instance: Instance, wanted: Attachment) -> dict[str, Any]:
@@ -27,7 +21,7 @@ def attach(instance: Instance, wanted: Attachment) -> dict[str, Any]:
     the guest has not taken it in time; then everything is as before.
     """
     instance.require()
-    if runs(instance):
+    if control.runs(instance):
         request = {"do": "attach", **attachment.serialise(wanted)}
         return client.ask(instance, request, timeout_seconds=wanted.timeout_seconds + _MARGIN_SECONDS)
     with instance.locked():
@@ -44,7 +38,7 @@ def detach(
 ) -> dict[str, Any]:
     """Take a device away; ``delete`` deletes its image when that is the instance's own. Raises as ``attach`` does."""
     instance.require()
-    if runs(instance):
+    if control.runs(instance):
         request = {"do": "detach", "name": name, "persist": persist, "delete": delete, "timeout": timeout_seconds}
         return client.ask(instance, request, timeout_seconds=timeout_seconds * 2 + _MARGIN_SECONDS)
     with instance.locked():
@@ -58,7 +52,7 @@ def snapshot(instance: Instance, name: str, *, comment: str = "") -> Snapshot:
     """
     instance.require()
     require_name(name)
-    if runs(instance):
+    if control.runs(instance):
         request = {"do": "snapshot", "name": name, "comment": comment}
         client.ask(instance, request, timeout_seconds=_SNAPSHOT_SECONDS)
     else:
@@ -70,7 +64,7 @@ def snapshot(instance: Instance, name: str, *, comment: str = "") -> Snapshot:
 def restore(instance: Instance, name: str) -> bool:
     """Go back to a snapshot; what has happened since is lost. Whether the machine runs on from there."""
     instance.require()
-    running = runs(instance)
+    running = control.runs(instance)
     if running:
         client.ask(instance, {"do": "restore", "name": name}, timeout_seconds=_SNAPSHOT_SECONDS)
     else:
@@ -82,7 +76,7 @@ def restore(instance: Instance, name: str) -> bool:
 def delete_snapshot(instance: Instance, name: str) -> None:
     """Delete a snapshot. Raises UsageError when there is none of that name."""
     instance.require()
-    if runs(instance):
+    if control.runs(instance):
         client.ask(instance, {"do": "delete-snapshot", "name": name}, timeout_seconds=_SNAPSHOT_SECONDS)
     else:
         with instance.locked():

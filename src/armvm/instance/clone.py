@@ -5,7 +5,6 @@ What the two share is the image under their disks, which neither writes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -16,7 +15,7 @@ from pathlib import Path
 from armvm.atomic import replacing, write_file
 from armvm.disk.copying import copy_file
 from armvm.errors import InputError, UsageError
-from armvm.instance import cloud_init, events, machine_toml, seed
+from armvm.instance import cloud_init, events, machine_toml, seed, snapshots
 from armvm.instance.addresses import readdressed
 from armvm.instance.beside import appearing, move
 from armvm.instance.definition import Definition
@@ -30,7 +29,6 @@ _NOT_COPIED = {"lock", "run", "console.log", "console.log.1", "events.jsonl", "e
 """What belongs to the one instance: who holds it, what it said and did, and whom its ssh knows."""
 _MOST_FILES = 10_000
 _MOST_DEPTH = 8
-_SNAPSHOT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,27 +209,5 @@ def _apply(made: Instance, snapshot: str, definition: Definition, original: Inst
             continue
         outside = _is_outside(disk, original)
         path = made.folder / (_own_name(disk, index) if outside else disk.path.relative_to(original.folder))
-        for name in _internal_snapshots(path):
-            _snapshot(path, "-a" if name == snapshot else "-d", name)
-
-
-def _internal_snapshots(path: Path) -> list[str]:
-    """The names of the snapshots inside a qcow2 image, as qemu-img says them."""
-    from armvm.process import run
-
-    node = _node(path)
-    told = run("qemu-img", ["info", "--output=json", node], timeout_seconds=_SNAPSHOT_SECONDS)
-    try:
-        return [str(one["name"]) for one in json.loads(told.stdout).get("snapshots", [])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("qemu-img describes it in a way that armvm does not understand", subject=str(path)) from error
-
-
-def _snapshot(path: Path, action: str, name: str) -> None:
-    from armvm.process import run
-
-    run("qemu-img", ["snapshot", action, name, str(path)], timeout_seconds=_SNAPSHOT_SECONDS)
-
-
-def _node(path: Path) -> str:
-    return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(path)}})
+        for name in snapshots.inside(path):
+            snapshots.alter_inside(path, "-a" if name == snapshot else "-d", name)

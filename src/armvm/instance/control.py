@@ -64,6 +64,11 @@ def status(instance: Instance) -> Status:
     return Status(phases.get(holder.phase, State.RUNNING) if holder.phase else State.RUNNING, holder)
 
 
+def runs(instance: Instance) -> bool:
+    """Whether there is a machine, by the lock alone."""
+    return status(instance).state in {State.STARTING, State.RUNNING, State.PAUSED}
+
+
 def details(instance: Instance) -> dict[str, Any]:
     """What the supervisor of a running instance says of it. Raises MachineError when it does not run or answer."""
     return client.ask(instance, {"do": "status"}, timeout_seconds=_ANSWER_SECONDS)
@@ -212,7 +217,7 @@ def restart(
     instance: Instance, *, by_force: bool = False, timeout_seconds: float = STOP_SECONDS, **options: Any
 ) -> dict[str, Any]:
     """Stop ``instance``, or kill it, if it runs; start it with the ``options`` of ``start``."""
-    if status(instance).state in {State.RUNNING, State.PAUSED, State.STARTING}:
+    if runs(instance):
         if by_force:
             kill(instance)
         else:

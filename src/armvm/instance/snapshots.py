@@ -108,7 +108,7 @@ def take(instance: Instance, name: str, *, comment: str = "") -> Snapshot:
     try:
         copy_variables(instance, definition, name)
         for disk in disks:
-            _inside(disk.path, "-c", name)
+            alter_inside(disk.path, "-c", name)
         commit(instance, snapshot, definition)
     except BaseException:
         with suppress(ArmvmError):
@@ -263,7 +263,7 @@ def go_back(instance: Instance, name: str) -> None:
     definition = snapshot_file.read_definition(instance, folder)
     for disk in disks_of(definition):
         if disk.name in snapshot.disks:
-            _inside(disk.path, "-a", name)
+            alter_inside(disk.path, "-a", name)
     if definition.machine.variables is not None:
         _copy(folder / VARIABLES, definition.machine.variables.path)
         if definition.machine.tpm:
@@ -309,7 +309,7 @@ def _forget(instance: Instance, name: str, folder: Path, *, besides: frozenset[P
         paths |= {disk.path for disk in instance.definition().machine.disks if _is_kept(disk)}
     for path in sorted(paths - besides):
         if path.is_file() and name in inside(path):
-            _inside(path, "-d", name)
+            alter_inside(path, "-d", name)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -330,7 +330,7 @@ def _require_possible(name: str, disk: DiskDevice) -> None:
         )
 
 
-def _inside(path: Path, action: str, name: str) -> None:
+def alter_inside(path: Path, action: str, name: str) -> None:
     """Create (-c), go to (-a) or delete (-d) a snapshot inside an image. Raises OutputError."""
     done = run("qemu-img", ["snapshot", "-q", action, name, _alone(path)], timeout_seconds=_SECONDS, check=False)
     if done.returncode:

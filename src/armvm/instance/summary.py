@@ -39,10 +39,6 @@ class Status(enum.Enum):
     """Its machine.toml cannot be read."""
 
 
-RUNNING = frozenset({Status.RUNNING, Status.STARTING, Status.PAUSED})
-"""There is a machine."""
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """An instance in one line. ``problem`` says why it is BROKEN; then nothing else of machine.toml is known.

@@ -61,7 +61,7 @@ def request_for(image: Path, *, state: ExecutionState | None, **wanted: object) 
 
     Raises InputError when it is no image that a nested host can be given, UsageError for a pattern that is none.
     """
-    from armvm.image.contents import ImageContents
+    from armvm.image.contents import bootable_state
 
     until = wanted.get("until")
     if isinstance(until, str):
@@ -76,14 +76,7 @@ def request_for(image: Path, *, state: ExecutionState | None, **wanted: object) 
                 hint=f"armvm convert {image} {image.with_suffix('.qcow2')}",
             )
         if state is None:
-            state = next(iter(ImageContents(disk).bootable_states), None)
-        if state is None:
-            paths = " and no ".join(state.removable_path for state in ExecutionState)
-            raise InputError(
-                f"nothing to boot: there is no {paths} on an EFI System Partition",
-                subject=str(image),
-                hint="`armvm check` says what is missing; --arch boots it all the same",
-            )
+            state = bootable_state(disk)
         request = GuestRequest(image, disk.format, state, sector_size=disk.sector_size)
     return replace(request, **wanted)  # type: ignore[arg-type]  # fields of the request
 

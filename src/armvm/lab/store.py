@@ -29,7 +29,7 @@ from pathlib import Path
 
 from armvm.atomic import write_file
 from armvm.errors import BusyError, OutputError
-from armvm.home import home
+from armvm.home import cache, home
 from armvm.lab.recipe import HostKind
 
 SCRATCH = ".making-"
@@ -52,8 +52,7 @@ class Frozen:
 
 def cache_folder() -> Path:
     """Where the packages of nested hosts are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "armvm" / "lab"
+    return cache() / "lab"
 
 
 def host_folder(kind: HostKind) -> Path:
