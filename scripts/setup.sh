@@ -53,7 +53,7 @@ find_python() {
 
 # need_armvm [EXTRA]: .venv with armvm installed from this tree, anew only when what it is made from has changed.
 need_armvm() {
-  local extra=${1:-} wanted stamp python
+  local extra=${1:-} wanted stamp python requirements
   if command -v apt-get >/dev/null && ! find_python >/dev/null; then need_packages python3 python3-venv; fi
   python=$(find_python) || die "Python 3.11 or newer with venv is needed"
   stamp=.venv/.armvm-${extra:-plain}
@@ -62,19 +62,31 @@ need_armvm() {
   [ -x .venv/bin/python ] || { say "making .venv with $($python --version)"; "$python" -m venv .venv; }
   say "installing armvm${extra:+[$extra]} and what it is built with into .venv"
   # The build requirements go into .venv too: the EFI programs are built with them again when their source changes.
-  # shellcheck disable=SC2046
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check editables $(.venv/bin/python - "$extra" <<'PYTHON'
+  # (An assignment of its own: a failure inside the arguments of another command would not end this script.)
+  requirements=$(.venv/bin/python - "$extra" <<'PYTHON'
 import sys, tomllib
+
 with open("pyproject.toml", "rb") as file:
     data = tomllib.load(file)
 extras = data["project"]["optional-dependencies"]
-wanted = data["build-system"]["requires"] + data["project"]["dependencies"]
-for requirement in extras.get(sys.argv[1], []):
-    own = requirement.removeprefix("armvm[").removesuffix("]")  # an extra of ours, which is on no index yet
-    wanted += extras[own] if own != requirement else [requirement]
+
+
+def of_extra(name):
+    for requirement in extras[name]:
+        if requirement.startswith("armvm["):  # extras of ours, which are on no index yet
+            for own in requirement.removeprefix("armvm[").removesuffix("]").split(","):
+                yield from of_extra(own.strip())
+        else:
+            yield requirement
+
+
+wanted = ["editables", *data["build-system"]["requires"], *data["project"]["dependencies"]]
+wanted += of_extra(sys.argv[1]) if sys.argv[1] else []
 print(*(requirement.replace(" ", "") for requirement in wanted))
 PYTHON
   )
+  # shellcheck disable=SC2086
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check $requirements
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
   echo "$wanted" >"$stamp"
 }
