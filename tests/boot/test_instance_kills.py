@@ -53,9 +53,11 @@ class Chaos:
         self.kept = {name: Kept(home, name) for name in ("one", "two")}
         self.known = {name: Known() for name in self.kept}
         self.kills = 0
+        self.victim = ""
         self.numbers = 0
         self.done: dict[str, int] = {}
         self.last: object = None
+        self.history: dict[str, list[object]] = {name: [] for name in self.kept}
 
     def step(self) -> None:
         """One action on one instance, which is killed in its middle more often than not."""
@@ -87,6 +89,7 @@ class Chaos:
             except subprocess.TimeoutExpired:
                 process.kill()
                 pytest.fail(f"{arguments} hangs")
+        self.history[kept.instance.name].append((arguments[:4], self.victim if killed else "", process.returncode))
         assert "Traceback" not in error, (arguments, error)
         assert "fault of ours" not in error, (arguments, error)
         if process.returncode == 0:
@@ -106,6 +109,7 @@ class Chaos:
         victim = self.random.choice(victims)
         if victim == process.pid and process.poll() is not None:
             return False
+        self.victim = "command" if victim == process.pid else "machine" if victim == victims[1] else "QEMU"
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
             self.kills += 1
@@ -249,9 +253,10 @@ class Chaos:
         assert set(disks) in [set(one) for one in known.disks], (disks, known)
         known.disks = {disks}
         with kept.began("vars", "get", kept.instance.name, "Chaos", "--vendor", GUID, "--raw") as told:
-            out, _ = told.communicate(timeout=60)
+            out, error = told.communicate(timeout=60)
         value = None if told.returncode else out.strip("\0\n")
-        assert value in known.value, (value, known)
+        assert value in known.value, (value, told.returncode, error, known, self.history[name][-30:])
+        assert value is not None or "there is no variable" in error, (told.returncode, error)
         known.value = {value}
         there = set(snapshots.names(kept.instance))
         assert set(known.snapshots) <= there <= set(known.snapshots) | set(known.maybe_snapshots)

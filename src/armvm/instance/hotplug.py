@@ -118,8 +118,10 @@ def detach(running: Running, request: Request) -> Step:
 def attach_stopped(instance: Instance, wanted: Attachment) -> Attached:
     """Add a device to the description of an instance that is not running. Hold the lock.
 
-    Raises UsageError when there is no room for it, InputError when the image is none.
+    Raises UsageError when there is no room for it, InputError when the image is none, or when the instance is about to
+    go back to a snapshot, which would undo it.
     """
+    snapshots.require_settled(instance)
     before = instance.definition()
     wanted, image = _prepared(instance, before, wanted, running=False)
     changed = _with(before, wanted.device, image)
@@ -136,7 +138,11 @@ def attach_stopped(instance: Instance, wanted: Attachment) -> Attached:
 
 
 def detach_stopped(instance: Instance, name: str, *, delete: bool = False) -> Attached:
-    """Take a device from the description of an instance that is not running; its image is kept. Hold the lock."""
+    """Take a device from the description of an instance that is not running; its image is kept. Hold the lock.
+
+    Raises as ``attach_stopped`` does.
+    """
+    snapshots.require_settled(instance)
     before = instance.definition()
     device = attachments.device_of(before.machine, name)
     changed = _without(before, name)

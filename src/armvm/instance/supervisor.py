@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from contextlib import ExitStack, suppress
@@ -36,7 +37,8 @@ def main() -> None:
     try:
         with ExitStack() as stack:
             held = stack.enter_context(instance.locked(kind=HolderKind.MACHINE))
-            _run(instance, held, options, ready)
+            if _is_awaited(ready):
+                _run(instance, held, options, ready)
     except ArmvmError as error:
         _say(ready, protocol.encode_error(error))
         sys.exit(error.exit_code)
@@ -78,6 +80,17 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
 
             check_disks(instance)
         sockets.remove(instance)
+
+
+def _is_awaited(ready: int) -> bool:
+    """Whether who started this process still waits for it.
+
+    One that was killed while this process waited for the lock has its command undone by nobody: others have been told
+    since that theirs were done, on an instance that did not run.
+    """
+    poll = select.poll()
+    poll.register(ready, 0)  # POLLERR: nobody has the other end open (pipe(7), poll(2))
+    return not poll.poll(0)
 
 
 def _record_end(supervisor: Supervised) -> None:

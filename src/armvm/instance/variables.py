@@ -16,6 +16,7 @@ from armvm.disk.storage import Disk
 from armvm.errors import InputError
 from armvm.firmware.variables import FLASH_SIZE_BYTES, VariableStore
 from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store, serialise_store
+from armvm.instance.snapshots import require_settled
 from armvm.instance.store import Instance
 from armvm.machine.definition import Machine
 
@@ -59,9 +60,11 @@ def edit_variables(
 
     With ``dry_run`` nothing is written; nor is it when nothing changes. A store with serious problems, of which the
     firmware would keep only a part, or nothing, is refused unless ``force``.
-    Raises what ``read_variables`` and ``change`` raise, and OutputError when it cannot be written.
+    Raises what ``read_variables`` and ``change`` raise, InputError when the instance is about to go back to a snapshot
+    (see ``snapshots.require_settled``), which would undo it, and OutputError when it cannot be written.
     """
     with instance.locked(wait_seconds=WAIT_SECONDS), _open(instance.variables) as flash:
+        require_settled(instance)
         before = _parse(flash, instance.variables)
         edit = Edit(before, change(before))
         if not edit.changes:
@@ -77,10 +80,11 @@ def edit_variables(
 def reset_variables(instance: Instance, *, dry_run: bool = False) -> Edit:
     """Give the instance the store of a new one, whatever state its own is in.
 
-    Raises UsageError when there is no such instance, BusyError when it runs, InputError when its definition is broken,
-    MissingError when its firmware is gone, OutputError when it cannot be written.
+    Raises UsageError when there is no such instance, BusyError when it runs, InputError when its definition is broken
+    or it is about to go back to a snapshot, MissingError when its firmware is gone, OutputError when it cannot be written.
     """
     with instance.locked(wait_seconds=WAIT_SECONDS):
+        require_settled(instance)
         before: VariableStore | None = None
         with suppress(InputError), _open(instance.variables) as flash:
             before = _parse(flash, instance.variables)

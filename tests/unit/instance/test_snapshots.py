@@ -13,11 +13,12 @@ import pytest
 from armvm import atomic
 from armvm.disk.detect import open_disk
 from armvm.errors import InputError, UsageError
-from armvm.instance import snapshot_file, snapshots
+from armvm.instance import hotplug, snapshot_file, snapshots
 from armvm.instance import store as instances
 from armvm.instance.create import create
 from armvm.instance.snapshot_file import Memory, Snapshot
 from armvm.instance.store import Instance
+from armvm.instance.variables import edit_variables, reset_variables
 from armvm.machine.definition import DiskDevice, Writes
 from armvm.units import MIB
 from tools.machines import machine_of
@@ -151,6 +152,13 @@ def test_going_back_that_cannot_be_finished_is_said(instance: Instance) -> None:
     (instance.folder / "data.qcow2").rename(instance.folder / "away")
     with instance.locked(), pytest.raises(InputError, match="cut off while it went back to its snapshot clean"):
         snapshots.require_settled(instance)
+    # What would be undone by going back in the end is refused.
+    with pytest.raises(InputError, match="cut off"):
+        edit_variables(instance, lambda store: store)
+    with pytest.raises(InputError, match="cut off"):
+        reset_variables(instance)
+    with instance.locked(), pytest.raises(InputError, match="cut off"):
+        hotplug.detach_stopped(instance, "data")
     (instance.folder / "away").rename(instance.folder / "data.qcow2")
     with instance.locked():
         snapshots.require_settled(instance)

@@ -39,6 +39,10 @@ def gone(pid: int) -> None:
         time.sleep(0.01)
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def untouched(instance: Instance) -> None:
     """Nothing runs, nobody holds it, and the next command finds nothing to clean up."""
     assert control.status(instance) == control.Status(State.STOPPED, None)
@@ -258,8 +262,16 @@ def test_whoever_is_interrupted_at_the_start_leaves_nothing(web: Instance) -> No
     with web.locked():
         pass
     untouched(web)
-    # Killed, it cannot tidy up; the supervisor finds nobody to report to.
-    code = "from armvm.instance import control, store; import os; control.begin_start(store.find('web')); os._exit(0)"
+    # Killed while QEMU is on its way, it cannot tidy up; the supervisor finds nobody to report to.
+    code = """
+import os
+from armvm.instance import control, store
+web = store.find("web")
+starting = control.begin_start(web)
+while not (holder := web.holder[0]) or not holder.phase:
+    pass
+os._exit(0)
+"""
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     deadline = time.monotonic() + 20
     while "stopped" not in happened(web):
@@ -267,6 +279,19 @@ def test_whoever_is_interrupted_at_the_start_leaves_nothing(web: Instance) -> No
         time.sleep(0.02)
     control.settle(web)
     untouched(web)
+
+
+def test_whoever_is_killed_while_its_start_waits_starts_nothing_later(web: Instance) -> None:
+    with web.locked(), subprocess.Popen([sys.executable, "-m", "armvm", "vm", "start", "web"]) as starting:
+        deadline = time.monotonic() + 30
+        while not (children := children_of(starting.pid)):
+            assert time.monotonic() < deadline, "it starts nothing"
+            time.sleep(0.01)
+        starting.kill()
+    for child in children:  # an orphan that waits for the lock, or is about to
+        gone(child)
+    untouched(web)
+    assert happened(web) == ["created"]
 
 
 def test_two_starts_at_once(web: Instance) -> None:
