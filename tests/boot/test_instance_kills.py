@@ -255,7 +255,7 @@ class Chaos:
         with kept.began("vars", "get", kept.instance.name, "Chaos", "--vendor", GUID, "--raw") as told:
             out, error = told.communicate(timeout=60)
         value = None if told.returncode else out.strip("\0\n")
-        assert value in known.value, (value, told.returncode, error, known, self.history[name][-30:])
+        assert value in known.value, (value, told.returncode, error, known, self.history[kept.instance.name][-30:])
         assert value is not None or "there is no variable" in error, (told.returncode, error)
         known.value = {value}
         there = set(snapshots.names(kept.instance))

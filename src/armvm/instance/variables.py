@@ -81,7 +81,8 @@ def reset_variables(instance: Instance, *, dry_run: bool = False) -> Edit:
     """Give the instance the store of a new one, whatever state its own is in.
 
     Raises UsageError when there is no such instance, BusyError when it runs, InputError when its definition is broken
-    or it is about to go back to a snapshot, MissingError when its firmware is gone, OutputError when it cannot be written.
+    or it is about to go back to a snapshot, MissingError when its firmware is gone, OutputError when it cannot be
+    written.
     """
     with instance.locked(wait_seconds=WAIT_SECONDS):
         require_settled(instance)
