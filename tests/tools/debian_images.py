@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import armvm
 from armvm.home import cache
 
 _EPOCH = "1750000000"
@@ -23,19 +24,24 @@ def cloud_image() -> Path:
 
 
 def both_states_image() -> Path:
-    """One Debian for AArch64 and AArch32, qcow2."""
-    return _built("both", *_RELEASE, "--arch", "both", "--hostname", "portable")
+    """One Debian for AArch64 and AArch32, raw: what every hypervisor takes."""
+    return _built("both", *_RELEASE, "--arch", "both", "--hostname", "portable", form="raw")
 
 
-def _built(name: str, *arguments: str) -> Path:
-    """The image that `armvm build` makes of ``arguments``; two tests at once make it once."""
-    digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:12]
+def _built(name: str, *arguments: str, form: str = "qcow2") -> Path:
+    """The image that `armvm build` makes of ``arguments`` now; two tests at once make it once."""
+    digest = hashlib.sha256("\0".join(arguments).encode())
+    for room in ("distribution", "image"):  # what an image is made by
+        for source in sorted((Path(armvm.__file__).parent / room).glob("*.py")):
+            digest.update(source.read_bytes())
     folder = cache() / "test-images"
     folder.mkdir(parents=True, exist_ok=True)
-    image = folder / f"debian-{name}-{digest}.qcow2"
+    image = folder / f"debian-{name}-{digest.hexdigest()[:12]}.{form}"
     with (folder / f"{image.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not image.exists():
+            for old in folder.glob(f"debian-{name}-*.{form}"):
+                old.unlink()
             command = [sys.executable, "-m", "armvm", "build", "-o", str(image), *arguments]
             environment = {**os.environ, "SOURCE_DATE_EPOCH": _EPOCH}
             built = subprocess.run(

@@ -72,6 +72,9 @@ _ONLINE = """# One network card that works is enough: another may have nothing a
 ExecStart=
 ExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=60
 """
+_UPDATED = """# As systemd-update-done.service(8) leaves it: what {folder} derives from /usr was made with the packages.
+TIMESTAMP_NSEC={seconds}000000000
+"""
 _GROUP_BACKUPS = ("passwd-", "shadow-", "group-", "gshadow-", "subuid-", "subgid-")
 _LEFT_BY_THE_BUILD = (
     *(f"etc/{name}" for name in _GROUP_BACKUPS),
@@ -127,6 +130,7 @@ def dress(tree: StagedTree, recipe: DistributionRecipe, identity: Identity, *, t
     if recipe.cloud_init:
         write("etc/cloud/cloud.cfg.d/90_armvm.cfg", _CLOUD)
         write("etc/systemd/system/systemd-networkd-wait-online.service.d/armvm.conf", _ONLINE)
+    _mark_updated(tree, timestamp)
     _ssh(tree, write, timestamp, cloud_init=recipe.cloud_init)
     add_users(tree, recipe.users, timestamp=timestamp)
     write("etc/default/grub.d/armvm.cfg", defaults(recipe.kernel_arguments))
@@ -171,6 +175,19 @@ def _fstab(identity: Identity) -> str:
         f"UUID={identity.root} / ext4 errors=remount-ro 0 1\n"
         f"UUID={identity.esp_uuid} /boot/efi vfat umask=0077,nofail 0 2\n"
     )
+
+
+def _mark_updated(tree: StagedTree, timestamp: int) -> None:
+    """Spare every first boot the hardware database, caches and catalogues that the packages have made already.
+
+    Without the marks systemd makes them anew (ConditionNeedsUpdate= in systemd.unit(5)), under emulation for half a
+    minute. A mark is as old as /usr at least.
+    """
+    usr = tree.lookup("usr")
+    seconds = max(timestamp, usr.mtime if usr is not None else 0)
+    for folder in ("etc", "var"):
+        text = _UPDATED.format(folder=f"/{folder}", seconds=seconds)
+        tree.write(f"{folder}/.updated", text.encode(), mtime=seconds)
 
 
 def _ssh(tree: StagedTree, write: _Writer, timestamp: int, *, cloud_init: bool) -> None:

@@ -66,6 +66,13 @@ def test_a_tree_becomes_one_images_own(tmp_path: Path) -> None:
         assert _text(tree, "etc/machine-id") == ""
         assert tree.lookup("etc/ssh/ssh_host_ed25519_key") is None
         assert "ssh-keygen -A" in _text(tree, "etc/systemd/system/ssh.service.wants/armvm-ssh-host-keys.service")
+        usr = tree.lookup("usr")
+        for mark in ("etc/.updated", "var/.updated"):
+            entry = tree.lookup(mark)
+            assert entry is not None
+            assert usr is not None
+            assert entry.mtime >= usr.mtime
+            assert f"TIMESTAMP_NSEC={entry.mtime}000000000\n" in _text(tree, mark)
         assert tree.lookup("etc/passwd-") is None
         assert _text(tree, "var/log/apt/term.log") == ""
         assert _text(tree, "etc/passwd").splitlines()[2:] == [
