@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ from armvm.machine.definition import (
 from armvm.units import SECTOR_SIZES, parse_size
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from armvm.instance.toml_schema import Said
     from armvm.machine.backend import Backend
 
@@ -331,6 +332,8 @@ def _size(text: str) -> int:
 
 
 def _moment(text: str) -> datetime:
+    from datetime import UTC, datetime
+
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -26,11 +26,10 @@ from armvm.firmware.variable_files import read_bounded
 from armvm.firmware.variable_names import (
     AUTHENTICATED_ATTRIBUTES,
     BOOT_ATTRIBUTES,
-    CUSTOM_MODE,
     IMAGE_SECURITY_DATABASE,
     SECURE_BOOT_ENABLE,
 )
-from armvm.firmware.variables import Variable, VariableStore, with_variables, without_variable
+from armvm.firmware.variables import CUSTOM_MODE, Variable, VariableStore, with_variables, without_variable
 from armvm.guid import EFI_GLOBAL_VARIABLE, derived_guid
 from armvm.units import MIB
 

@@ -10,14 +10,12 @@ from armvm.errors import InputError
 from armvm.firmware.device_path import format_device_path, shown_hex
 from armvm.firmware.signatures import SignatureList, parse_signatures
 from armvm.firmware.variable_names import (
-    CUSTOM_MODE,
     IMAGE_SECURITY_DATABASE,
     SECURE_BOOT_ENABLE,
     SHIM,
-    VENDOR_KEYS,
     is_load_option,
 )
-from armvm.firmware.variables import Variable
+from armvm.firmware.variables import CUSTOM_MODE, VENDOR_KEYS, Variable
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from armvm.printable import printable
 

@@ -10,7 +10,14 @@ import re
 from uuid import UUID
 
 from armvm.errors import UsageError
-from armvm.firmware.variables import DEFAULT_ATTRIBUTES, Attributes, VariableStore
+from armvm.firmware.variables import (
+    CERTIFICATE_DATABASE,
+    CUSTOM_MODE,
+    DEFAULT_ATTRIBUTES,
+    VENDOR_KEYS,
+    Attributes,
+    VariableStore,
+)
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from armvm.printable import printable
 
@@ -18,12 +25,6 @@ IMAGE_SECURITY_DATABASE = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 """Vendor of db, dbx, dbt and dbr (UEFI 2.10 §32.4.1, §32.6.1)."""
 SECURE_BOOT_ENABLE = UUID("f0a30bc7-af08-4556-99c4-001009c93a44")
 """Vendor of EDK2's SecureBootEnable (SecurityPkg, AuthenticatedVariableFormat.h)."""
-CUSTOM_MODE = UUID("c076ec0c-7028-4399-a072-71ee5c448b9f")
-"""Vendor of EDK2's CustomMode (the same header)."""
-VENDOR_KEYS = UUID("9073e4e0-60ec-4b6e-9903-4c223c260f3c")
-"""Vendor of EDK2's VendorKeysNv (the same header)."""
-CERTIFICATE_DATABASE = UUID("d9bee56e-75dc-49d9-b4d7-b534210f637a")
-"""Vendor of EDK2's certdb: who may write the private authenticated variables."""
 SHIM = UUID("605dab50-e046-4300-abb6-3dd810dd8b23")
 """Vendor of shim's variables (rhboot/shim, include/guid.h)."""
 LOADER = UUID("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")

@@ -27,8 +27,9 @@ from armvm.firmware.variables import (
     VariableStore,
     check_room,
     encode_name,
+    first_boot_variables,
     new_instance_variables,
-    with_variable,
+    with_variables,
 )
 from armvm.printable import printable
 from armvm.spec.verdict import Evidence, Problem
@@ -143,11 +144,13 @@ def new_instance_store(template: bytes | None = None) -> bytes:
     """The store that a new machine starts with: a boot menu that is not waited for, and what ``template`` holds.
 
     ``template`` is the start (READ_BYTES) of what the firmware's maker ships; without one, or when it is blank, the
-    store is formatted as EDK2 does. Raises InputError when ``template`` is no variable store.
+    store is formatted as EDK2 does, with what EDK2 puts there first. Raises InputError when ``template`` is no variable
+    store.
     """
     store = VariableStore() if template is None else parse_store(template, subject="variable store template")
-    for variable in new_instance_variables():
-        store = with_variable(store, variable)
+    if template is None or not store.formatted:
+        store = with_variables(store, first_boot_variables())
+    store = with_variables(store, new_instance_variables())
     return serialise_store(store.variables, area_bytes=store.area_bytes or AREA_BYTES)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from armvm.errors import UsageError
 from armvm.execution import ExecutionState
@@ -32,6 +32,9 @@ from armvm.machine.devices import (
 )
 from armvm.printable import printable
 from armvm.units import GIB, MIB, format_size
+
+if TYPE_CHECKING:
+    from datetime import datetime  # few machines have a clock of their own
 
 __all__ = [
     "BridgeNetwork",

@@ -43,10 +43,11 @@ _RESERVED = re.compile(
     r"(port|scsi|share|console)[0-9]+(-9p)?|(rng|balloon|watchdog|screen|usb|vsock|tpm)0|variables|agent|tpm|password"
 )
 _SERIAL_BYTES = {DiskInterface.VIRTIO_BLK: 20, DiskInterface.NVME: 20, DiskInterface.VIRTIO_SCSI: 36}
-_SERIAL = re.compile(r"[!-~]([ -~]*[!-~])?")
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
-_HOST_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
+# What few machines have: compiled when it is met.
+_SERIAL = r"[!-~]([ -~]*[!-~])?"
+_MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+_HOST_INTERFACE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}"
+_TAG = r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}"
 
 
 def device_problems(machine: Machine, disk_names: tuple[str, ...], nic_names: tuple[str, ...]) -> list[str]:
@@ -94,7 +95,7 @@ def _disk_problems(machine: Machine, names: tuple[str, ...]) -> Iterator[str]:
         if "\0" in str(disk.path):
             yield f"{what}: a path cannot hold the character NUL"
         most = _SERIAL_BYTES[disk.interface]
-        if disk.serial is not None and (len(disk.serial) > most or not _SERIAL.fullmatch(disk.serial)):
+        if disk.serial is not None and (len(disk.serial) > most or not re.fullmatch(_SERIAL, disk.serial)):
             shown = printable(disk.serial)[:60]
             yield (
                 f"{what}: serial '{shown}': a disk on {disk.interface.value} has one of 1 to {most} printable ASCII"
@@ -127,7 +128,7 @@ def _network_problems(nics: tuple[Nic, ...], names: tuple[str, ...]) -> Iterator
     for name, nic in zip(names, nics, strict=True):
         what = f"network card {printable(name)[:40]}"
         yield from (f"{what}: {problem}" for problem in _nic_problems(nic))
-    for mac in _twice(nic.mac.lower() for nic in nics if nic.mac is not None and _MAC.fullmatch(nic.mac)):
+    for mac in _twice(nic.mac.lower() for nic in nics if nic.mac is not None and re.fullmatch(_MAC, nic.mac)):
         yield f"two network cards with the address {mac}: give one another, or none"
     ends = _twice(f"{nic.folder.absolute()}/{nic.end}" for nic in nics if isinstance(nic, LinkNetwork))
     for end in ends:
@@ -145,7 +146,7 @@ def _forward_problems(nics: tuple[Nic, ...]) -> Iterator[str]:
 
 def _nic_problems(nic: Nic) -> Iterator[str]:
     if nic.mac is not None:
-        if not _MAC.fullmatch(nic.mac):
+        if not re.fullmatch(_MAC, nic.mac):
             yield f"no MAC address: '{printable(nic.mac)[:40]}'; write for example 52:54:00:12:34:56"
         elif int(nic.mac[:2], 16) & 1:
             yield f"mac {nic.mac}: its first byte is odd, that of a group; a card's is even (52:54:00:12:34:56)"
@@ -153,7 +154,7 @@ def _nic_problems(nic: Nic) -> Iterator[str]:
             yield f"mac {nic.mac}: no card has that; write for example 52:54:00:12:34:56"
     if isinstance(nic, TapNetwork | BridgeNetwork):
         device = nic.interface if isinstance(nic, TapNetwork) else nic.bridge
-        if not _HOST_INTERFACE.fullmatch(device):
+        if not re.fullmatch(_HOST_INTERFACE, device):
             yield f"no name of a network interface: '{printable(device)[:40]}'; it has at most 15 letters and digits"
     if isinstance(nic, LinkNetwork):
         if nic.end not in {0, 1}:
@@ -190,7 +191,7 @@ def _share_problems(machine: Machine) -> Iterator[str]:
         yield f"{len(machine.shares)} shared folders: a machine on {machine.bus.value} has at most {most}"
     for share in machine.shares:
         shown = printable(share.tag)[:40]
-        if not _TAG.fullmatch(share.tag):
+        if not re.fullmatch(_TAG, share.tag):
             yield f"tag '{shown}' of a shared folder: up to 31 letters, digits and . _ - (for example work)"
         if "\0" in str(share.path):
             yield f"shared folder {shown}: a path cannot hold the character NUL"

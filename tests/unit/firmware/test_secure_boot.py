@@ -21,8 +21,8 @@ from armvm.firmware.secure_boot import (
 )
 from armvm.firmware.signatures import certificate_list, hash_list, parse_signatures, serialise_signatures
 from armvm.firmware.values import format_time
-from armvm.firmware.variable_names import CUSTOM_MODE, SECURE_BOOT_ENABLE
-from armvm.firmware.variables import Variable, VariableStore, with_variables
+from armvm.firmware.variable_names import SECURE_BOOT_ENABLE
+from armvm.firmware.variables import CUSTOM_MODE, Variable, VariableStore, with_variables
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from tools.keys import Key, make_key
 

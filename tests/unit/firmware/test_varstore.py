@@ -74,7 +74,7 @@ class TestWriting:
         assert parse_store(serialise_store([variable])).variables == (variable,)
 
     def test_new_instances_do_not_wait_for_the_boot_menu(self) -> None:
-        (timeout,) = parse_store(new_instance_store()).variables
+        timeout = parse_store(new_instance_store()).variables[-1]
         assert (timeout.name, timeout.vendor, timeout.data) == ("Timeout", EFI_GLOBAL_VARIABLE, b"\0\0")
         assert timeout.attributes == DEFAULT_ATTRIBUTES
 

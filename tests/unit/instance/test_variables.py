@@ -12,6 +12,7 @@ from armvm.firmware.variables import (
     FLASH_SIZE_BYTES,
     Variable,
     VariableStore,
+    first_boot_variables,
     new_instance_variables,
     with_variable,
     without_variable,
@@ -26,6 +27,7 @@ from tools.kept import kept_instance, put_flash, raw_flash
 from tools.machines import machine_of
 from tools.varstores import AREA, Raw, flash, journal, variable_area
 
+NEW = (*first_boot_variables(), *new_instance_variables())
 TIMEOUT = Variable("Timeout", EFI_GLOBAL_VARIABLE, b"\7\0")
 
 
@@ -42,8 +44,8 @@ def test_an_edit_is_in_the_store_and_qemu_img_finds_it_sound(web: Instance) -> N
     edit = edit_variables(web, set_timeout)
     assert edit.changes
     assert edit.before is not None
-    assert edit.before.variables == new_instance_variables()
-    assert read_variables(web).variables == edit.after.variables == (TIMEOUT,)
+    assert edit.before.variables == NEW
+    assert read_variables(web).variables == edit.after.variables == (*first_boot_variables(), TIMEOUT)
     subprocess.run(["qemu-img", "check", "-q", web.variables], check=True, timeout=60)
     assert web.variables.stat().st_mode & 0o777 == 0o600
 
@@ -92,18 +94,18 @@ def test_a_blank_store_is_formatted(web: Instance) -> None:
 def test_reset_works_whatever_was_there(web: Instance) -> None:
     edit_variables(web, set_timeout)
     assert reset_variables(web, dry_run=True).changes
-    assert read_variables(web).variables == (TIMEOUT,)
+    assert read_variables(web).variables == (*first_boot_variables(), TIMEOUT)
     reset_variables(web)
-    assert read_variables(web).variables == new_instance_variables()
+    assert read_variables(web).variables == NEW
     for content in (b"no qcow2", b""):
         web.variables.write_bytes(content)
         with pytest.raises(InputError):
             read_variables(web)
         assert reset_variables(web).before is None
-        assert read_variables(web).variables == new_instance_variables()
+        assert read_variables(web).variables == NEW
     web.variables.unlink()
     reset_variables(web)
-    assert read_variables(web).variables == new_instance_variables()
+    assert read_variables(web).variables == NEW
 
 
 def test_a_secure_machine_starts_with_its_makers_keys() -> None:
@@ -140,7 +142,7 @@ def test_a_full_disk_loses_nothing(web: Instance, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OutputError, match="No space left"):
         edit_variables(web, set_timeout)
     monkeypatch.undo()
-    assert read_store_file(web.variables).variables == new_instance_variables()
+    assert read_store_file(web.variables).variables == NEW
     assert {path.name for path in web.folder.iterdir()} == {*names, "lock"}
 
 
@@ -153,6 +155,6 @@ def test_a_firmware_that_is_gone_is_said_at_reset(web: Instance, tmp_path: Path)
 def test_a_full_store_is_refused_whole(web: Instance) -> None:
     with pytest.raises(UsageError, match="the variable store holds"):
         edit_variables(web, lambda store: with_variable(store, replace(TIMEOUT, data=bytes(300_000))))
-    assert read_variables(web).variables == new_instance_variables()
+    assert read_variables(web).variables == NEW
     assert subject.WAIT_SECONDS > 60
     assert len(serialise_store([TIMEOUT])) == 3 * AREA
