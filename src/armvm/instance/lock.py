@@ -151,7 +151,7 @@ def send_signal(path: Path, who: Holder, number: signal.Signals) -> bool:
 
 
 def end_process(path: Path, who: Holder, number: signal.Signals, *, timeout_seconds: float) -> bool:
-    """Send ``who`` a signal that is to end it, and wait for its end; whether it is over."""
+    """Send ``who`` a signal that is to end it, and wait for its end; whether it is over, or has let go of the lock."""
     deadline = time.monotonic() + timeout_seconds
 
     def end(descriptor: int | None) -> bool:
@@ -165,7 +165,7 @@ def end_process(path: Path, who: Holder, number: signal.Signals, *, timeout_seco
             time.sleep(_SHORTEST_WAIT_SECONDS)
         return True
 
-    return _with_process(path, who, end) or who.alive is False
+    return _with_process(path, who, end) or who.alive is False or (who.here and not _has_open(who.pid, path))
 
 
 def _with_process(path: Path, who: Holder, act: Callable[[int | None], bool]) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,32 @@ def test_whoever_dies_is_named_until_that_is_put_in_order(tmp_path: Path) -> Non
         assert recovered == [dead]
     with lock.locked(path, what="it", recover=recovered.append):
         assert recovered == [dead]
+
+
+def test_who_has_let_go_needs_no_end(tmp_path: Path) -> None:
+    """A process that is on its way out holds nothing any more, and may be in that for a while."""
+    path = tmp_path / "lock"
+    told, tells = os.pipe()
+    waits, goes = os.pipe()
+    child = os.fork()
+    if not child:
+        with lock.locked(path, what="it", kind=HolderKind.MACHINE):
+            os.write(tells, b"held")
+            os.read(waits, 1)
+        os.write(tells, b"free")
+        os.read(waits, 1)
+        os._exit(0)
+    assert os.read(told, 4) == b"held"
+    who, held = lock.holder(path)
+    assert held
+    assert who is not None
+    os.write(goes, b"1")
+    assert os.read(told, 4) == b"free"
+    assert who.alive
+    assert lock.end_process(path, who, signal.SIGKILL, timeout_seconds=5)
+    assert who.alive, "it was killed for nothing"
+    os.write(goes, b"2")
+    os.waitpid(child, 0)
 
 
 def test_phases_take_no_room(tmp_path: Path) -> None:
