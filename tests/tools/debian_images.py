@@ -24,8 +24,8 @@ def cloud_image() -> Path:
 
 
 def both_states_image() -> Path:
-    """One Debian for AArch64 and AArch32, raw: what every hypervisor takes."""
-    return _built("both", *_RELEASE, "--arch", "both", "--hostname", "portable", form="raw")
+    """One Debian for AArch64 and AArch32, raw: what every hypervisor takes. It comes to ``portable login: ``."""
+    return _built("both", *_RELEASE, "--arch", "both", "--ssh", "--hostname", "portable", form="raw")
 
 
 def _built(name: str, *arguments: str, form: str = "qcow2") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -98,7 +99,7 @@ def _add_run(action: Callable[..., Any]) -> None:
         choices=[state.value for state in ExecutionState],
         help="execution state (default: what the image has a boot program for, aarch64 before aarch32)",
     )
-    guest.add_argument("--memory", type=_size, metavar="SIZE", help="its memory (default: 512M)")
+    guest.add_argument("--memory", type=_size, metavar="SIZE", help="its memory (default: 1G)")
     guest.add_argument("--until", metavar="REGEX", help="end with success as soon as the console says this")
     guest.add_argument(
         "--timeout", type=seconds, default=900.0, metavar="SECONDS", help="give up after this time (default: 900)"
@@ -118,7 +119,7 @@ def _add_prove(action: Callable[..., Any]) -> None:
         "Boot one image, byte for byte the same file, on QEMU and libvirt here and on nested KVM and Xen, in every\n"
         "execution state that it has a boot program for, and judge image and platforms: one report of all.\n\n"
         "Exit code 0: it booted everywhere and nothing failed. 1: not so; the report says where and why.",
-        "  armvm lab prove disk.qcow2 --until 'login:'\n  armvm lab prove disk.raw --until READY --on tcg,xen -v",
+        "  armvm lab prove disk.raw --until 'login:'\n  armvm lab prove disk.raw --until READY --on tcg,xen -v",
         _prove,
     )
     prove.add_argument("image", metavar="IMAGE", type=Path, help="the disk image: raw or qcow2")
@@ -131,6 +132,13 @@ def _add_prove(action: Callable[..., Any]) -> None:
     prove.add_argument("--no-probe", action="store_true", help="boot only: leave the platforms unjudged")
     prove.add_argument(
         "--kernel", type=Path, metavar="FILE", help="a Linux for the probe on the platforms here (see armvm probe run)"
+    )
+    prove.add_argument("--connect", metavar="URI", help="libvirt's (default: virsh's own)")
+    prove.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="platforms to work on beside each other (default: one per processor); a nested one takes 3 GiB",
     )
     add_report_arguments(prove)
 
@@ -227,6 +235,8 @@ def _prove(options: argparse.Namespace) -> int:
         options.kernel,
         home(),
         timestamp(),
+        options.connect,
+        options.jobs or min(os.cpu_count() or 1, len(names)),
     )
     with ending_on_signals():
         proof = prove(plan, notes=notes(quiet=options.quiet))

@@ -142,8 +142,11 @@ def delete(instance: Instance, name: str) -> None:
 def settle(instance: Instance) -> None:
     """Finish, or take back, a snapshot's work that was cut off. Hold the lock; nothing may run on the instance.
 
-    Going back that was begun is finished; when that cannot be (a file is gone), ``require_settled`` says so.
+    Going back that was begun is finished; when that cannot be (a file is gone), ``require_settled`` says so. What cut it
+    off may have been the end of a qemu-img in its middle: the disks' bookkeeping is put right too.
     """
+    from armvm.instance.recovery import check_disks
+
     try:
         hidden = sorted(entry.name for entry in os.scandir(instance.snapshots) if entry.name.startswith("."))
     except OSError:
@@ -156,6 +159,8 @@ def settle(instance: Instance) -> None:
     if RESTORING in hidden:
         with suppress(ArmvmError, OSError):
             go_back(instance, snapshot_file.read_text(instance.snapshots / RESTORING).strip())
+    if hidden:
+        check_disks(instance)
 
 
 def require_settled(instance: Instance) -> None:

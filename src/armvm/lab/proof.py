@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from armvm.errors import ArmvmError, InputError
+from armvm.errors import ArmvmError, GuestError, MachineError, MissingError, UsageError
 from armvm.execution import ExecutionState
 from armvm.lab.boot import Sha256, boot_image, digest_of, judge_hypervisor, lacking, request_for
 from armvm.lab.hosts import lab_host
 from armvm.lab.recipe import GuestRequest, HostKind
+from armvm.lab.workers import Notes, work_through
 from armvm.machine.accelerators import AcceleratorKind
 from armvm.machine.backend import Backend
 from armvm.spec.verdict import Finding, Report
-
-Notes = Callable[[str], None]
 
 
 class Platform(enum.Enum):
@@ -38,6 +36,11 @@ class Platform(enum.Enum):
         return {"tcg": "QEMU (emulation)", "libvirt": "libvirt (emulation)", "kvm": "nested KVM", "xen": "nested Xen"}[
             self.value
         ]
+
+    @property
+    def nested(self) -> bool:
+        """Whether it is a nested host's."""
+        return self in {Platform.KVM, Platform.XEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +89,21 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """What came of one platform: its boots, and its verdict or why there is none."""
+
+    boots: tuple[Boot, ...]
+    report: Report | None = None
+    unjudged: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be proved: ``until`` is a regular expression that every guest is to say within ``timeout_seconds``.
 
     ``kernel`` is a Linux for the probes of the platforms here (None: what only Linux can show stays unknown; nested
-    hosts have their own). ``probe`` False leaves the platforms unjudged.
+    hosts have their own). ``probe`` False leaves the platforms unjudged. ``connect`` is libvirt's URI (None: its own
+    default). ``at_once`` platforms are worked on beside each other; a nested host takes one processor and 3 GiB.
     """
 
     image: Path
@@ -103,6 +116,8 @@ class Plan:
     kernel: Path | None = None
     home: Path = field(default_factory=Path)
     timestamp: int = 0
+    connect: str | None = None
+    at_once: int = 1
 
 
 def prove(plan: Plan, *, notes: Notes = lambda _line: None) -> Proof:
@@ -111,36 +126,57 @@ def prove(plan: Plan, *, notes: Notes = lambda _line: None) -> Proof:
     Raises InputError when it is no image that can be booted.
     """
     before = digest_of(plan.image)
-    requests = {state: _request(plan, state) for state in plan.states}
-    boots: list[Boot] = []
-    reports = [_image_report(plan)]
-    unjudged: list[tuple[Platform, str]] = []
-    for platform in plan.platforms:
-        for state, request in requests.items():
-            notes(f"{platform.title}, {state.label}")
-            boots.append(_boot(platform, request, notes))
-        if plan.probe:
-            notes(f"{platform.title}: judging it with the probe")
-            try:
-                reports.append(_judged(platform, plan, notes))
-            except ArmvmError as error:
-                unjudged.append((platform, error.message))
-    return Proof(plan.image, before, digest_of(plan.image), tuple(boots), tuple(reports), tuple(unjudged))
+    image = _image_report(plan)
+    for state in plan.states:
+        _request(plan, state)
+    # What takes longest is begun first, so that as little as possible is left to be waited for alone.
+    order = sorted(plan.platforms, key=lambda platform: (not platform.nested, plan.platforms.index(platform)))
+    done = work_through(_on_platform, [(platform, plan) for platform in order], at_once=plan.at_once, notes=notes)
+    parts = {platform: done[order.index(platform)] for platform in plan.platforms}
+    return Proof(
+        plan.image,
+        before,
+        digest_of(plan.image),
+        tuple(boot for part in parts.values() for boot in part.boots),
+        (image, *(part.report for part in parts.values() if part.report is not None)),
+        tuple((platform, part.unjudged) for platform, part in parts.items() if part.unjudged is not None),
+    )
+
+
+def _on_platform(task: tuple[Platform, Plan], notes: Notes) -> _Part:
+    """All boots on one platform, and its verdict. In a process of its own."""
+    platform, plan = task
+
+    def say(line: str) -> None:
+        notes(f"{platform.title}: {line}")
+
+    boots = []
+    for state in plan.states:
+        say(f"booting the image, {state.label}")
+        boots.append(boot := _boot(platform, plan, _request(plan, state), say))
+        say(f"{state.label}: {boot.why or f'it said what was waited for ({boot.seconds:g} s)'}")
+    if not plan.probe:
+        return _Part(tuple(boots))
+    say("judging it with the probe")
+    try:
+        return _Part(tuple(boots), _judged(platform, plan, say))
+    except ArmvmError as error:
+        return _Part(tuple(boots), unjudged=error.message)
 
 
 def _request(plan: Plan, state: ExecutionState) -> GuestRequest:
     return request_for(plan.image, state=state, until=plan.until, timeout_seconds=plan.timeout_seconds)
 
 
-def _boot(platform: Platform, request: GuestRequest, notes: Notes) -> Boot:
+def _boot(platform: Platform, plan: Plan, request: GuestRequest, notes: Notes) -> Boot:
     try:
-        if platform in {Platform.KVM, Platform.XEN}:
-            return _nested(platform, request, notes)
-        return _here(platform, request)
-    except InputError:
-        raise
-    except ArmvmError as error:
+        return _nested(platform, request, notes) if platform.nested else _here(platform, plan, request)
+    except (UsageError, MissingError) as error:
         return Boot(platform, request.state, error.message, possible=False)
+    except ArmvmError as error:  # it fails like a boot: the others are done all the same
+        tail = error.console_tail if isinstance(error, GuestError) else ""
+        tail = error.output_tail if isinstance(error, MachineError) else tail
+        return Boot(platform, request.state, error.message, console_tail=tail)
 
 
 def _nested(platform: Platform, request: GuestRequest, notes: Notes) -> Boot:
@@ -155,7 +191,7 @@ def _nested(platform: Platform, request: GuestRequest, notes: Notes) -> Boot:
     )
 
 
-def _here(platform: Platform, request: GuestRequest) -> Boot:
+def _here(platform: Platform, plan: Plan, request: GuestRequest) -> Boot:
     from armvm.firmware.discovery import find_firmware
     from armvm.machine.console import Conversation, Outcome
     from armvm.machine.console_text import Pattern
@@ -169,7 +205,7 @@ def _here(platform: Platform, request: GuestRequest) -> Boot:
         nics=(),
     )
     began = time.monotonic()
-    with _backend(platform, request.state).start(machine) as session:
+    with _backend(platform, plan, request.state).start(machine) as session:
         conversation = Conversation(session, until=Pattern(str(request.until)), timeout_seconds=request.timeout_seconds)
         outcome = conversation.run()
     seconds = round(time.monotonic() - began, 1)
@@ -187,11 +223,12 @@ def _here(platform: Platform, request: GuestRequest) -> Boot:
     )
 
 
-def _backend(platform: Platform, state: ExecutionState) -> Backend:
+def _backend(platform: Platform, plan: Plan, state: ExecutionState) -> Backend:
     from armvm.machine.backends import find_backend
 
-    name = "libvirt" if platform is Platform.LIBVIRT else "qemu"
-    return find_backend(name, state, accelerator=AcceleratorKind.TCG)
+    if platform is Platform.LIBVIRT:
+        return find_backend("libvirt", state, accelerator=AcceleratorKind.TCG, uri=plan.connect)
+    return find_backend("qemu", state, accelerator=AcceleratorKind.TCG)
 
 
 def _image_report(plan: Plan) -> Report:
@@ -203,7 +240,7 @@ def _image_report(plan: Plan) -> Report:
 
 
 def _judged(platform: Platform, plan: Plan, notes: Notes) -> Report:
-    if platform in {Platform.KVM, Platform.XEN}:
+    if platform.nested:
         host = lab_host(HostKind(platform.value))
         report, _ = judge_hypervisor(host, plan.states[0], profile=plan.profile, noted=notes, notes=notes)
         return report
@@ -222,7 +259,9 @@ def _judged_here(platform: Platform, plan: Plan, notes: Notes) -> Report:
     state = plan.states[0]
     machine = Machine(state, find_firmware(state), (), DEFAULT_MEMORY_BYTES[state])
     kernel = find_guest_kernel(state, home=plan.home, kernel=plan.kernel, modules=None)
-    result = run_trial(machine, _backend(platform, state), kernel=kernel, timestamp=plan.timestamp, progress=notes)
+    result = run_trial(
+        machine, _backend(platform, plan, state), kernel=kernel, timestamp=plan.timestamp, progress=notes
+    )
     observed = result.observation
     return check_platform(
         observed,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from armvm.execution import ExecutionState
-from armvm.units import GIB, MIB
+from armvm.units import GIB
 
 IMAGE_DISK = "/dev/armvm-image"
 """Inside a host: the image that was plugged in, as a block device that cannot be written to (a link to /dev/sdX)."""
@@ -97,7 +97,7 @@ class GuestRequest:
     state: ExecutionState
     until: str | None = None
     timeout_seconds: float = 600.0
-    memory_bytes: int = 512 * MIB
+    memory_bytes: int = GIB
     sector_size: int = 512
 
 

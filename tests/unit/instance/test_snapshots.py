@@ -166,6 +166,27 @@ def test_going_back_that_cannot_be_finished_is_said(instance: Instance) -> None:
     require_in_order(instance)
 
 
+def test_what_a_killed_qemu_img_leaves_is_put_right(instance: Instance) -> None:
+    with instance.locked():
+        snapshots.take(instance, "clean")
+        snapshots.hide(instance, "clean")
+    qemu("qemu-img", "snapshot", "-d", "clean", str(instance.disk))
+    with instance.disk.open("r+b") as file:  # a cluster that is taken and that nothing leads to (QEMU, interop/qcow2)
+        start = file.read(72)
+        table = int.from_bytes(start[48:56], "big")
+        file.seek(table)
+        block = int.from_bytes(file.read(8), "big")
+        cluster = -(-instance.disk.stat().st_size // 65536)
+        file.seek(block + 2 * cluster)
+        file.write(b"\0\1")
+        file.truncate((cluster + 1) * 65536)
+    check = ["qemu-img", "check", "-q", str(instance.disk)]
+    assert subprocess.run(check, check=False, timeout=60).returncode == 3, "nothing has leaked"
+    with instance.locked():
+        require_in_order(instance)
+    assert subprocess.run(check, check=False, timeout=60).returncode == 0
+
+
 def test_the_description_is_read_as_it_was_written() -> None:
     memory = Memory("disk0", 1 << 30, "virt-7.2", "tcg", "cortex-a72", "7.2.22")
     snapshot = Snapshot("a-b.c", datetime(2026, 1, 2, 3, 4, 5, 6000, UTC), ("disk0", "x"), memory, 'say "é"\\\x7f\n')
