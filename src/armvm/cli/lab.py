@@ -224,6 +224,8 @@ def _prove(options: argparse.Namespace) -> int:
     names = [name for name in options.on.split(",") if name]
     if not names or not set(names) <= set(known):
         raise UsageError(f"no list of platforms: {options.on!r}", hint=f"of {', '.join(known)}")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: at least one platform is worked on")
     plan = Plan(
         options.image,
         options.until,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from armvm.lab.proof import Boot, Proof
 
 SCHEMA = "armvm.lab-proof/1"
+_TAIL_LINES = 20
 
 
 def deliver_proof(proof: Proof, options: argparse.Namespace, files: Sequence[tuple[str, Path]]) -> int:
@@ -47,8 +48,9 @@ def _line(boot: Boot) -> str:
         return f"  n/a     {where}: {printable(boot.why or '')}"
     if boot.why is None:
         return f"  booted  {where} ({boot.seconds:g} s)"
-    reasons = "".join(f"\n          {one.requirement}: {one.message}" for one in boot.lacking)
-    return f"  FAILED  {where}: {printable(boot.why)}{reasons}"
+    reasons = [f"{one.requirement}: {one.message}" for one in boot.lacking]
+    said = [f"| {printable(line)}" for line in boot.console_tail.splitlines()[-_TAIL_LINES:]]
+    return "\n          ".join([f"  FAILED  {where}: {printable(boot.why)}", *reasons, *said])
 
 
 def _value(proof: Proof) -> dict[str, Any]:

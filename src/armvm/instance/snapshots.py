@@ -142,8 +142,8 @@ def delete(instance: Instance, name: str) -> None:
 def settle(instance: Instance) -> None:
     """Finish, or take back, a snapshot's work that was cut off. Hold the lock; nothing may run on the instance.
 
-    Going back that was begun is finished; when that cannot be (a file is gone), ``require_settled`` says so. What cut it
-    off may have been the end of a qemu-img in its middle: the disks' bookkeeping is put right too.
+    Going back that was begun is finished; when that cannot be (a file is gone), ``require_settled`` says so. Perhaps it
+    was a qemu-img that was killed: the disks' bookkeeping is put right too.
     """
     from armvm.instance.recovery import check_disks
 

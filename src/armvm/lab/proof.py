@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from armvm.errors import ArmvmError, GuestError, MachineError, MissingError, UsageError
@@ -263,10 +263,11 @@ def _judged_here(platform: Platform, plan: Plan, notes: Notes) -> Report:
         machine, _backend(platform, plan, state), kernel=kernel, timestamp=plan.timestamp, progress=notes
     )
     observed = result.observation
-    return check_platform(
+    report = check_platform(
         observed,
         profile=plan.profile,
         machine=expected_machine(machine),
         hotplug=result.hotplug,
         schema_warnings=schema_warnings(observed.fdt) if observed.fdt is not None else (),
     )
+    return replace(report, subject=replace(report.subject, name=f"{platform.title}: {report.subject.name}"))
