@@ -36,6 +36,7 @@ class Machine:
     key: Path
 
     def vm(self, verb: str, *arguments: str, timeout: float = 300, code: int | None = 0) -> str:
+        began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "armvm", "vm", verb, self.name, *arguments],
             stdin=subprocess.DEVNULL,
@@ -44,6 +45,7 @@ class Machine:
             timeout=timeout,
             check=False,
         )
+        print(f"{time.monotonic() - began:6.1f} s  vm {verb} {self.name} {' '.join(arguments)[-60:]}")  # noqa: T201
         assert code is None or done.returncode == code, f"{verb} {arguments}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
