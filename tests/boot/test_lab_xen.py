@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from armvm.image.build import build_image
 from armvm.image.recipe import KernelRecipe, Recipe
 from armvm.process import run
 from conftest import Armvm
+from tools.debian_images import both_states_image
 from tools.kernels import debian_kernel
 from tools.tiny_guest import READY, tiny_initramfs
 
@@ -114,32 +113,9 @@ def test_an_image_is_not_written_to(lab: Armvm, image: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real Debian for both states, as test_debian makes it; its root tree stays in the user's cache."""
-    folder = tmp_path_factory.mktemp("debian")
-    hashed = run("openssl", ["passwd", "-6", "-salt", "armvmtest", "secret"], timeout_seconds=30)
-    (folder / "hash").write_bytes(hashed.stdout)
-    words = ["--from", "debian:bookworm", "--pockets", "none", "--ssh", "--hostname", "portable", "--arch", "both"]
-    built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "armvm",
-            "build",
-            "-o",
-            folder / "d.img",
-            *words,
-            "--password-hash-file",
-            folder / "hash",
-        ],
-        env={**os.environ, "SOURCE_DATE_EPOCH": "1750000000"},
-        capture_output=True,
-        text=True,
-        timeout=4800,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    return folder / "d.img"
+def debian() -> Path:
+    """A real Debian for both states, kept in the user's cache."""
+    return both_states_image()
 
 
 def test_a_real_debian_comes_to_its_login_prompt(lab: Armvm, debian: Path) -> None:

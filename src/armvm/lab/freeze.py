@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from armvm.atomic import replacing
 from armvm.errors import MachineError
 from armvm.lab import store
-from armvm.lab.outer import EMULATOR, OuterMachine, machine_arguments
+from armvm.lab.outer import EMULATOR, INCOMING, OuterMachine, machine_arguments
 from armvm.lab.packages import Extracted, choose_packages, extract, find_extracted
 from armvm.lab.recipe import HostFiles, HostRecipe, LabHost, Task
 from armvm.lab.root import build_host, own_archive
@@ -23,6 +24,9 @@ from armvm.units import format_size
 
 Notes = Callable[[str], None]
 _VERSION_SECONDS = 30.0
+_MOST_FREEZES = 6
+_TRIAL = Task(("sleep", "2"), 60.0)
+"""Nothing but the host's timers ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +103,37 @@ def _make(
             _warm(machine, recipe)
             (folder / "manifest.json").unlink(missing_ok=True)
             with replacing(folder / "state", mode=0o600) as file:
-                machine.freeze(file.fileno())
-                file.seek(0, os.SEEK_END)
-                size = file.tell()
+                _freeze(machine, recipe, file)
+                size = file.seek(0, os.SEEK_END)
     seconds = round(time.monotonic() - began, 1)
     frozen = Frozen(key, extracted.kernel_release, emulator, recipe.memory_bytes, size, store.now(), seconds)
     store.write_frozen(host.kind, frozen)
     notes(f"the nested {host.kind.value} host is frozen: {format_size(size)}, made in {seconds:.0f} s")
     return frozen
+
+
+def _freeze(machine: OuterMachine, recipe: HostRecipe, file: BinaryIO) -> None:
+    """Write the state of ``machine`` that it goes on from; not every moment is one (see ``OuterMachine.resume``).
+
+    Raises MachineError when none was found.
+    """
+    for _ in range(_MOST_FREEZES):
+        machine.freeze(file.fileno())
+        file.seek(0)
+        if _goes_on(recipe, file.fileno()):
+            return
+        file.seek(0)
+        file.truncate()
+        machine.go_on()
+        _warm(machine, recipe)
+    raise MachineError(f"the nested {recipe.kind.value} host does not go on from where it was frozen")
+
+
+def _goes_on(recipe: HostRecipe, state: int) -> bool:
+    """Whether a machine that is resumed from the open ``state`` wakes by its timers."""
+    with OuterMachine(recipe, INCOMING) as trial:
+        trial.resume(state)
+        return trial.perform(_TRIAL).code == 0
 
 
 def _extracted(recipe: HostRecipe, *, renew: bool, notes: Notes) -> Extracted:

@@ -150,8 +150,17 @@ class OuterMachine:
         self._move(file_descriptor, "migrate", "the host cannot be frozen")
 
     def resume(self, file_descriptor: int) -> None:
-        """Take the state out of ``file_descriptor`` and go on from it; the machine was started with ``INCOMING``."""
+        """Take the state out of ``file_descriptor`` and go on from it; the machine was started with ``INCOMING``.
+
+        The agent has something to read from the first instruction on: QEMU does not move the timer of EL2 (target/arm/
+        machine.c has those of EL1 only), and a hypervisor that sleeps on it would never wake.
+        """
         self._move(file_descriptor, "migrate-incoming", "the frozen host cannot be resumed")
+        self._send(Frame("wake"))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let it run on after ``freeze``. Raises MachineError."""
         self._session.qmp.execute("cont", timeout_seconds=_START_SECONDS)
 
     def _move(self, file_descriptor: int, command: str, failure: str) -> None:

@@ -4,10 +4,10 @@ A frame is a line and a body: ``@L1 KIND LENGTH CRC32\n`` and LENGTH bytes, CRC-
 What stands between frames is passed over (a port may say what was left in it when the host was frozen); a frame that
 is damaged ends the conversation.
 
-To the agent: ``task`` (JSON), ``end``. From it: ``ready`` (JSON, once it listens), ``started``, ``said`` (standard
-output), ``note`` (a line of standard error), ``alive`` (every few seconds while a task runs), ``file`` (JSON head
-line, then content), ``done`` (JSON). Silence between ``started`` and ``done`` for longer than ``SILENCE_SECONDS`` is a
-failure: nothing here is taken for success because nothing came.
+To the agent: ``task`` (JSON), ``end``, ``wake`` (nothing, see ``outer``). From it: ``ready`` (JSON, once it listens),
+``started``, ``said`` (standard output), ``note`` (a line of standard error), ``alive`` (every few seconds while a task
+runs), ``file`` (JSON head line, then content), ``done`` (JSON). Silence between ``started`` and ``done`` for longer
+than ``SILENCE_SECONDS`` is a failure: nothing here is taken for success because nothing came.
 """
 
 from __future__ import annotations

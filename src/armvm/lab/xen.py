@@ -144,7 +144,7 @@ class XenHost:
     def arguments(self, files: HostFiles) -> tuple[str, ...]:
         """Xen is started directly, at EL2."""
         xen = (
-            f"dom0_mem={_CONTROL_BYTES // MIB}M console=dtuart dtuart=/pl011@9000000 sched=credit bootscrub=0 noreboot"
+            f"dom0_mem={_CONTROL_BYTES // MIB}M console=dtuart dtuart=/pl011@9000000 sched=credit2 bootscrub=0 noreboot"
         )
         dom0 = "console=hvc0 rdinit=/init quiet panic=-1"
         kernel = f"guest-loader,addr={_KERNEL_AT:#x},kernel={_option(files.kernel)},bootargs={dom0}"
