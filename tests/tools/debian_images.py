@@ -25,7 +25,8 @@ def cloud_image() -> Path:
 
 def both_states_image() -> Path:
     """One Debian for AArch64 and AArch32, raw: what every hypervisor takes. It comes to ``portable login: ``."""
-    return _built("both", *_RELEASE, "--arch", "both", "--ssh", "--hostname", "portable", form="raw")
+    words = ("--arch", "both", "--ssh", "--hostname", "portable", "--kernel-argument", "quiet")
+    return _built("both", *_RELEASE, *words, form="raw")
 
 
 def _built(name: str, *arguments: str, form: str = "qcow2") -> Path:

@@ -159,21 +159,13 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, Backend]:
 
 
 def _in_other_state(machine: Machine, options: argparse.Namespace) -> tuple[Machine, Backend] | None:
-    """An AArch32 VM beside an AArch64 one, where this host has what that takes; what was chosen for one stays its."""
-    from armvm.errors import MissingError
-    from armvm.firmware.discovery import find_firmware
+    """An AArch32 VM beside an AArch64 one; what was chosen for one stays its."""
     from armvm.machine.backends import find_backend
-    from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Console, Machine
+    from armvm.platform.trial import in_other_state
 
-    other = ExecutionState.AARCH32
-    if machine.state is other or options.firmware is not None or machine.console is not Console.PL011:
+    if options.firmware is not None:
         return None
-    try:
-        found = find_backend(options.backend, other, uri=options.connect)
-        firmware = find_firmware(other)
-    except MissingError:
-        return None
-    return Machine(other, firmware, (), DEFAULT_MEMORY_BYTES[other], vcpus=1, gic=machine.gic, nics=()), found
+    return in_other_state(machine, lambda state: find_backend(options.backend, state, uri=options.connect))
 
 
 def _keep_log(path: Path, result: TrialResult) -> None:

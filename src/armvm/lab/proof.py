@@ -253,14 +253,19 @@ def _judged_here(platform: Platform, plan: Plan, notes: Notes) -> Report:
     from armvm.platform.check import check_platform
     from armvm.platform.host import expected_machine
     from armvm.platform.schema import schema_warnings
-    from armvm.platform.trial import run_trial
+    from armvm.platform.trial import in_other_state, run_trial
     from armvm.probe.kernels import find_guest_kernel
 
     state = plan.states[0]
     machine = Machine(state, find_firmware(state), (), DEFAULT_MEMORY_BYTES[state])
     kernel = find_guest_kernel(state, home=plan.home, kernel=plan.kernel, modules=None)
     result = run_trial(
-        machine, _backend(platform, plan, state), kernel=kernel, timestamp=plan.timestamp, progress=notes
+        machine,
+        _backend(platform, plan, state),
+        kernel=kernel,
+        other_state=in_other_state(machine, lambda other: _backend(platform, plan, other)),
+        timestamp=plan.timestamp,
+        progress=notes,
     )
     observed = result.observation
     report = check_platform(

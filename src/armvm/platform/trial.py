@@ -15,13 +15,23 @@ from pathlib import Path
 
 from armvm.disk.detect import open_disk
 from armvm.disk.qcow2_write import write_overlay
-from armvm.errors import InputError
+from armvm.errors import InputError, MissingError
 from armvm.execution import ExecutionState
+from armvm.firmware.discovery import find_firmware
 from armvm.firmware.variables import FLASH_SIZE_BYTES
 from armvm.firmware.varstore import new_instance_store
 from armvm.machine.backend import Backend
 from armvm.machine.console_text import ConsoleText
-from armvm.machine.definition import Bus, Console, DiskDevice, HardwareDescription, Machine, VariablesFile, Writes
+from armvm.machine.definition import (
+    DEFAULT_MEMORY_BYTES,
+    Bus,
+    Console,
+    DiskDevice,
+    HardwareDescription,
+    Machine,
+    VariablesFile,
+    Writes,
+)
 from armvm.platform.host import HotplugRecord
 from armvm.platform.linux_disk import build_linux_disk
 from armvm.platform.listening import Ear
@@ -49,6 +59,20 @@ class TrialResult:
     hotplug: HotplugRecord | None
     console: bytes
     """What the first instance and Linux said on the console, in order: what ``armvm probe read`` can judge again."""
+
+
+def in_other_state(
+    machine: Machine, backend_for: Callable[[ExecutionState], Backend]
+) -> tuple[Machine, Backend] | None:
+    """An AArch32 VM beside the AArch64 ``machine``, where there is what that takes: the ``other_state`` of a trial."""
+    other = ExecutionState.AARCH32
+    if machine.state is other or machine.console is not Console.PL011:
+        return None
+    try:
+        backend, firmware = backend_for(other), find_firmware(other)
+    except MissingError:
+        return None
+    return Machine(other, firmware, (), DEFAULT_MEMORY_BYTES[other], vcpus=1, gic=machine.gic, nics=()), backend
 
 
 def run_trial(

@@ -65,7 +65,7 @@ def test_a_tree_becomes_one_images_own(tmp_path: Path) -> None:
         assert "UUID=ABCD-1234 /boot/efi vfat" in _text(tree, "etc/fstab")
         assert _text(tree, "etc/machine-id") == ""
         assert tree.lookup("etc/ssh/ssh_host_ed25519_key") is None
-        assert "ssh-keygen -A" in _text(tree, "etc/systemd/system/ssh.service.wants/armvm-ssh-host-keys.service")
+        assert "ssh-keygen -q -t" in _text(tree, "etc/systemd/system/ssh.service.wants/armvm-ssh-host-keys.service")
         usr = tree.lookup("usr")
         for mark in ("etc/.updated", "var/.updated"):
             entry = tree.lookup(mark)
