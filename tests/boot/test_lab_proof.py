@@ -69,7 +69,7 @@ def test_one_image_on_qemu_and_libvirt(armvm: Armvm, uri: str, image: Path, tmp_
     assert [one["subject"]["kind"] for one in proof["report"]["reports"]] == ["image"]
     assert "booted  libvirt (emulation), AArch32" in text.read_text()
     assert "the image is unchanged" in text.read_text()
-    assert "libvirt (emulation): booting the image, AArch64" in done.stderr
+    assert "libvirt (emulation), AArch64: booting the image" in done.stderr
     assert domains(uri) == []
 
 

@@ -138,7 +138,7 @@ def _add_prove(action: Callable[..., Any]) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="platforms to work on beside each other (default: one per processor); a nested one takes 3 GiB",
+        help="boots and probes beside each other (default: one per processor); one on a nested host takes 3 GiB",
     )
     add_report_arguments(prove)
 
@@ -225,7 +225,7 @@ def _prove(options: argparse.Namespace) -> int:
     if not names or not set(names) <= set(known):
         raise UsageError(f"no list of platforms: {options.on!r}", hint=f"of {', '.join(known)}")
     if options.jobs is not None and options.jobs < 1:
-        raise UsageError(f"--jobs {options.jobs}: at least one platform is worked on")
+        raise UsageError(f"--jobs {options.jobs}: at least one is")
     plan = Plan(
         options.image,
         options.until,
@@ -238,7 +238,7 @@ def _prove(options: argparse.Namespace) -> int:
         home(),
         timestamp(),
         options.connect,
-        options.jobs or min(os.cpu_count() or 1, len(names)),
+        options.jobs or os.cpu_count() or 1,
     )
     with ending_on_signals():
         proof = prove(plan, notes=notes(quiet=options.quiet))

@@ -36,11 +36,11 @@ IMAGE_TARGET = 1
 
 _SANDBOX = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 _CONTROLLER = "lab-scsi"
-_SHIFT = 1
-"""An instruction takes 2¹ ns of the machine's own time (QEMU, "TCG Instruction Counting"). Were its time the world's, a
+_SHIFT = 0
+"""An instruction takes 2⁰ ns of the machine's own time (QEMU, "TCG Instruction Counting"). Were its time the world's, a
 busy computer would leave it no time between two ticks of its timers, each of which costs many thousands of instructions
 in a nested guest: measured with a fifth of a processor, the guest of KVM then never came past its firmware. With 2³ ns
-ticks come four times as often for the same work, and a Debian takes half as long again to come up."""
+ticks come eight times as often for the same work, and a Debian takes half as long again to come up."""
 _MOVE_SECONDS = 300.0
 _START_SECONDS = 30.0
 _READ_BYTES = 65536

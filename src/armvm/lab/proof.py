@@ -89,21 +89,13 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What came of one platform: its boots, and its verdict or why there is none."""
-
-    boots: tuple[Boot, ...]
-    report: Report | None = None
-    unjudged: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be proved: ``until`` is a regular expression that every guest is to say within ``timeout_seconds``.
 
     ``kernel`` is a Linux for the probes of the platforms here (None: what only Linux can show stays unknown; nested
     hosts have their own). ``probe`` False leaves the platforms unjudged. ``connect`` is libvirt's URI (None: its own
-    default). ``at_once`` platforms are worked on beside each other; a nested host takes one processor and 3 GiB.
+    default). ``at_once`` boots and probes go on beside each other; a nested host takes one processor and
+    3 GiB.
     """
 
     image: Path
@@ -120,6 +112,10 @@ class Plan:
     at_once: int = 1
 
 
+_Unit = tuple[Platform, ExecutionState | None]
+"""A boot in that state, or (None) the verdict."""
+
+
 def prove(plan: Plan, *, notes: Notes = lambda _line: None) -> Proof:
     """Boot ``plan.image`` everywhere, have every platform judged, and say what came of it.
 
@@ -129,39 +125,49 @@ def prove(plan: Plan, *, notes: Notes = lambda _line: None) -> Proof:
     image = _image_report(plan)
     for state in plan.states:
         _request(plan, state)
-    # What takes longest is begun first, so that as little as possible is left to be waited for alone.
-    order = sorted(plan.platforms, key=lambda platform: (not platform.nested, plan.platforms.index(platform)))
-    done = work_through(_on_platform, [(platform, plan) for platform in order], at_once=plan.at_once, notes=notes)
-    parts = {platform: done[order.index(platform)] for platform in plan.platforms}
+    units = _units(plan)
+    results = work_through(_unit, [(unit, plan) for unit in units], at_once=plan.at_once, notes=notes)
+    done = dict(zip(units, results, strict=True))
+    boots = (done[platform, state] for platform in plan.platforms for state in plan.states)
+    judged = {platform: done.get((platform, None)) for platform in plan.platforms}
     return Proof(
         plan.image,
         before,
         digest_of(plan.image),
-        tuple(boot for part in parts.values() for boot in part.boots),
-        (image, *(part.report for part in parts.values() if part.report is not None)),
-        tuple((platform, part.unjudged) for platform, part in parts.items() if part.unjudged is not None),
+        tuple(boot for boot in boots if isinstance(boot, Boot)),
+        (image, *(report for report in judged.values() if isinstance(report, Report))),
+        tuple((platform, why) for platform, why in judged.items() if isinstance(why, str)),
     )
 
 
-def _on_platform(task: tuple[Platform, Plan], notes: Notes) -> _Part:
-    """All boots on one platform, and its verdict. In a process of its own."""
-    platform, plan = task
+def _units(plan: Plan) -> list[_Unit]:
+    """What is done by itself, and in which order: what takes longest first, so that little is waited for in the end.
+
+    One of each nested host comes first: each is made by one, where it is not there, while nobody waits for it.
+    """
+    wanted: tuple[ExecutionState | None, ...] = (None, *plan.states) if plan.probe else plan.states
+    nested = [platform for platform in plan.platforms if platform.nested]
+    here = [platform for platform in plan.platforms if not platform.nested]
+    return [(platform, state) for group in (nested, here) for state in wanted for platform in group]
+
+
+def _unit(task: tuple[_Unit, Plan], notes: Notes) -> Boot | Report | str:
+    """A boot; or a platform's verdict, or why there is none. In a process of its own."""
+    (platform, state), plan = task
 
     def say(line: str) -> None:
-        notes(f"{platform.title}: {line}")
+        notes(f"{platform.title}{'' if state is None else f', {state.label}'}: {line}")
 
-    boots = []
-    for state in plan.states:
-        say(f"booting the image, {state.label}")
-        boots.append(boot := _boot(platform, plan, _request(plan, state), say))
-        say(f"{state.label}: {boot.why or f'it said what was waited for ({boot.seconds:g} s)'}")
-    if not plan.probe:
-        return _Part(tuple(boots))
-    say("judging it with the probe")
-    try:
-        return _Part(tuple(boots), _judged(platform, plan, say))
-    except ArmvmError as error:
-        return _Part(tuple(boots), unjudged=error.message)
+    if state is None:
+        say("judging it with the probe")
+        try:
+            return _judged(platform, plan, say)
+        except ArmvmError as error:
+            return error.message
+    say("booting the image")
+    boot = _boot(platform, plan, _request(plan, state), say)
+    say(boot.why or f"it said what was waited for ({boot.seconds:g} s)")
+    return boot
 
 
 def _request(plan: Plan, state: ExecutionState) -> GuestRequest:
@@ -202,6 +208,7 @@ def _here(platform: Platform, plan: Plan, request: GuestRequest) -> Boot:
         firmware=find_firmware(request.state),
         disks=(DiskDevice(request.image, request.format, request.sector_size, Writes.DISCARDED),),
         memory_bytes=DEFAULT_MEMORY_BYTES[request.state],
+        vcpus=1,  # as on nested hosts; several are done beside each other
         nics=(),
     )
     began = time.monotonic()
