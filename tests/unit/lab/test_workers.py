@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,44 +12,7 @@ import pytest
 from armvm.errors import MachineError
 from armvm.lab.workers import work_through
 from tools.instances import alive
-
-Notes = Callable[[str], None]
-
-
-def square(number: int, notes: Notes) -> int:
-    notes(f"squaring {number}")
-    return number * number
-
-
-def meet(task: tuple[Path, int], _notes: Notes) -> bool:
-    """Whether the other worker was there at the same time."""
-    folder, number = task
-    (folder / str(number)).touch()
-    deadline = time.monotonic() + 20
-    while len(list(folder.iterdir())) < 2:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def fail(number: int, _notes: Notes) -> int:
-    raise ValueError(f"no such number: {number}")
-
-
-def die(_number: int, _notes: Notes) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0
-
-
-def wait_for_ever(folder: Path, notes: Notes) -> None:
-    (folder / f"{os.getpid()}").touch()
-    notes("waiting")
-    try:
-        while True:
-            time.sleep(1)
-    finally:
-        (folder / "tidied up").touch()
+from tools.lab_work import Notes, die, fail, meet, square, wait_for_ever
 
 
 def test_results_come_in_the_order_of_the_arguments() -> None:
@@ -85,7 +47,7 @@ def test_workers_do_not_outlive_whoever_is_killed(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from unit.lab.test_workers import wait_for_ever
+from tools.lab_work import wait_for_ever
 from armvm.lab.workers import work_through
 if __name__ == "__main__":
     work_through(wait_for_ever, [Path(sys.argv[1])], at_once=1, notes=print)
