@@ -38,9 +38,9 @@ def die(_number: int, _notes: Notes) -> int:
 
 
 def wait_for_ever(folder: Path, notes: Notes) -> None:
-    (folder / f"{os.getpid()}").touch()
-    notes("waiting")
     try:
+        (folder / f"{os.getpid()}").touch()
+        notes("waiting")
         while True:
             time.sleep(1)
     finally:
