@@ -82,7 +82,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
     chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     # With the verb in the first place nobody will see the others: making their parsers takes longer than all the rest.
-    shown = [arguments[0]] if arguments and arguments[0] == chosen and chosen in VERBS else list(VERBS)
+    shown = [chosen] if chosen in VERBS and arguments[0] == chosen else list(VERBS)
     for verb in shown:
         module_name, summary = VERBS[verb]
         if verb != chosen:

@@ -85,8 +85,8 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
 def _is_awaited(ready: int) -> bool:
     """Whether who started this process still waits for it.
 
-    One that was killed while this process waited for the lock has its command undone by nobody: others have been told
-    since that theirs were done, on an instance that did not run.
+    When that was killed while this process waited for the lock, nothing is to start: others have been told meanwhile
+    that what they did to an instance that does not run was done, and a start from a snapshot would undo it.
     """
     poll = select.poll()
     poll.register(ready, 0)  # POLLERR: nobody has the other end open (pipe(7), poll(2))

@@ -19,7 +19,6 @@ from armvm.lab.verdicts import parse_reports
 from armvm.machine.console_text import ConsoleText, Pattern
 from armvm.printable import printable
 from armvm.spec.verdict import Finding, Report, Verdict
-from armvm.units import MIB
 
 FORMATS = ("raw", "qcow2")
 """The containers that every hypervisor of a nested host reads by itself."""
@@ -218,8 +217,5 @@ def _ended(result: TaskResult) -> str:
 
 def digest_of(path: Path) -> Sha256:
     """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(MIB):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -60,7 +60,6 @@ _MOST_MEMBERS = 400_000
 _MOST_FILE_BYTES = 256 * MIB
 _TRIMMED_BYTES = 8 * MIB
 _KERNEL = re.compile(r"boot/vmlinuz-([^/]+)")
-_CHUNK = MIB
 
 Notes = Callable[[str], None]
 
@@ -293,8 +292,5 @@ def _write_modules(writer: CpioWriter, folder: Path, choice: PackageChoice, rele
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -94,8 +94,7 @@ class Plan:
 
     ``kernel`` is a Linux for the probes of the platforms here (None: what only Linux can show stays unknown; nested
     hosts have their own). ``probe`` False leaves the platforms unjudged. ``connect`` is libvirt's URI (None: its own
-    default). ``at_once`` boots and probes go on beside each other; a nested host takes one processor and
-    3 GiB.
+    default). ``at_once`` boots and probes go on beside each other; a nested host takes one processor and 3 GiB.
     """
 
     image: Path

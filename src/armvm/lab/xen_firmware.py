@@ -148,18 +148,16 @@ def _fetch(scratch: Path) -> Path:
 
 
 def _require_source(path: Path) -> None:
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(MIB):
-                digest.update(chunk)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", subject=str(path)) from error
-    if digest.hexdigest() != SOURCE.sha256_hex:
+    if found != SOURCE.sha256_hex:
         raise InputError(
             "is not the source that this was made for",
             subject=str(path),
-            found=f"SHA-256 {digest.hexdigest()}",
+            found=f"SHA-256 {found}",
             expected=SOURCE.sha256_hex,
         )
 

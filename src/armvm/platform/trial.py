@@ -41,7 +41,6 @@ from armvm.printable import printable
 from armvm.probe.kernels import GuestKernel
 from armvm.probe.report import After, PlatformObservation, Sitting, observe
 from armvm.probe.wire import Run, Speaker, decode
-from armvm.units import MIB
 
 FULL_RUNS = 2
 _FIRST = "first"
@@ -234,8 +233,5 @@ def _described(description: HardwareDescription) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(MIB):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
