@@ -13,12 +13,12 @@ import pytest
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import EMULATORS, Firmware, FirmwareKind, find_firmware
+from armvm.firmware.first_boot import first_boot_variables
 from armvm.firmware.values import describe, parse_load_option
 from armvm.firmware.variables import (
     FLASH_SIZE_BYTES,
     Variable,
     VariableStore,
-    first_boot_variables,
     new_instance_variables,
     with_variable,
 )

@@ -14,15 +14,31 @@ _MOST_DATA_BYTES = 24
 _END = 0x7F
 _END_OF_INSTANCE = 0x01
 
+SERIAL_PORT = UUID("d3987d4b-971a-435f-8caf-4967eb627241")
+"""The serial port that stands on no bus (MdeModulePkg, SerialDxe)."""
+VT100 = UUID("dfa66065-b419-11d3-9a2d-0090273fc14d")
+"""A terminal that speaks VT100 (UEFI 2.10 §10.3.4.12)."""
+
 _KNOWN_VENDORS = {
     UUID("837dca9e-e874-4d82-b29a-23fe0e23d1e2"): "VirtioMmio",
-    UUID("d3987d4b-971a-435f-8caf-4967eb627241"): "SerialPort",
+    SERIAL_PORT: "SerialPort",
     UUID("e0c14753-f9be-11d2-9a0c-0090273fc14d"): "VenPcAnsi",
-    UUID("dfa66065-b419-11d3-9a2d-0090273fc14d"): "VenVt100",
+    VT100: "VenVt100",
     UUID("7baec70b-57e0-4c76-8e87-2f9e28088343"): "VenVt100Plus",
     UUID("ad15a0d6-8bec-4acf-a073-d01de77e2d88"): "VenUtf8",
 }
 """Vendor nodes of EDK2's virtual platforms (OvmfPkg VirtioMmioTransport.h, edk2 SerialDxe) and terminal types."""
+
+
+def pack_node(kind: int, subtype: int, data: bytes) -> bytes:
+    """One node as it is stored: type, subtype, length, data (UEFI 2.10 §10.3.1)."""
+    return struct.pack("<BBH", kind, subtype, 4 + len(data)) + data
+
+
+END_OF_PATH = pack_node(_END, 0xFF, b"")
+"""What ends the last instance of a device path."""
+END_OF_INSTANCE = pack_node(_END, _END_OF_INSTANCE, b"")
+"""What stands between the instances of a device path."""
 
 
 def format_device_path(raw: bytes) -> str:

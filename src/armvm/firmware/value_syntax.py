@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 from armvm.errors import UsageError
+from armvm.firmware.device_path import END_OF_PATH, pack_node
 from armvm.firmware.values import INDICATIONS, SWITCHES, is_signature_database, parse_load_option
 from armvm.firmware.variable_files import read_bounded
 from armvm.firmware.variable_names import is_load_option
@@ -19,7 +20,6 @@ from armvm.units import MIB
 
 _ACTIVE = 1
 _MEDIA_FILE = 4, 4
-_END = b"\x7f\xff\x04\0"
 
 
 def parse_typed(kind: str, text: str) -> bytes:
@@ -164,7 +164,7 @@ def _load_option(name: str, text: str, old: Variable | None) -> bytes:
     file = _string(path)
     if len(file) > 0x7FFF:
         raise UsageError(f"the path of {name} is too long")
-    node = struct.pack("<BBH", *_MEDIA_FILE, 4 + len(file)) + file + _END
+    node = pack_node(*_MEDIA_FILE, file) + END_OF_PATH
     return struct.pack("<IH", _ACTIVE, len(node)) + _string(description) + node
 
 

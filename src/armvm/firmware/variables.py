@@ -19,8 +19,6 @@ VENDOR_KEYS = UUID("9073e4e0-60ec-4b6e-9903-4c223c260f3c")
 """Vendor of EDK2's VendorKeysNv (the same header)."""
 CERTIFICATE_DATABASE = UUID("d9bee56e-75dc-49d9-b4d7-b534210f637a")
 """Vendor of EDK2's certdb: who may write the private authenticated variables."""
-_VARIABLE_ERRORS = UUID("04b37fe8-f6ae-480b-bdd5-37d98c5e89aa")
-"""Vendor of EDK2's VarErrorFlag: whether the store was ever too full (MdeModulePkg, VarErrorFlag.h)."""
 
 FLASH_SIZE_BYTES = 64 * MIB
 """The size that QEMU's ``virt`` machine gives each of its two flash chips; the second holds the variable store."""
@@ -166,25 +164,6 @@ def check_room(variables: Iterable[Variable], area_bytes: int | None) -> None:
 def new_instance_variables() -> tuple[Variable, ...]:
     """What the store of a new machine holds: a boot menu that is not waited for (UEFI 2.10 §3.1.1, Timeout)."""
     return (Variable("Timeout", EFI_GLOBAL_VARIABLE, struct.pack("<H", 0)),)
-
-
-def first_boot_variables() -> tuple[Variable, ...]:
-    """What EDK2 writes into a store without keys at its first boot, whatever the machine is, as it writes it.
-
-    A variable costs the firmware a rewrite of a flash block, thousands of accesses to an emulated device: what is there
-    already makes the first boot shorter. (EDK2: SecurityPkg/Library/AuthVariableLib/AuthVariableLib.c;
-    MdeModulePkg/Universal/BdsDxe/BdsEntry.c and Variable/RuntimeDxe/VarCheck.c; languages as its ARM builds have them.)
-    """
-    hidden = Attributes.NON_VOLATILE | Attributes.BOOT_SERVICE
-    authenticated = Attributes.TIME_BASED_AUTHENTICATED_WRITE
-    return (
-        Variable("CustomMode", CUSTOM_MODE, b"\0", hidden),
-        Variable("certdb", CERTIFICATE_DATABASE, struct.pack("<I", 4), DEFAULT_ATTRIBUTES | authenticated),
-        Variable("VendorKeysNv", VENDOR_KEYS, b"\x01", hidden | authenticated),
-        Variable("PlatformLang", EFI_GLOBAL_VARIABLE, b"en\0"),
-        Variable("Lang", EFI_GLOBAL_VARIABLE, b"eng\0"),
-        Variable("VarErrorFlag", _VARIABLE_ERRORS, b"\xff"),
-    )
 
 
 def check_variable(variable: Variable) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from armvm.errors import InputError
+from armvm.firmware.first_boot import first_boot_variables
 from armvm.firmware.variables import (
     AREA_BYTES,
     FLASH_SIZE_BYTES,
@@ -27,7 +28,6 @@ from armvm.firmware.variables import (
     VariableStore,
     check_room,
     encode_name,
-    first_boot_variables,
     new_instance_variables,
     with_variables,
 )

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 
 from armvm.cli.main import main
-from armvm.firmware.variables import Variable, first_boot_variables, new_instance_variables
+from armvm.firmware.first_boot import first_boot_variables
+from armvm.firmware.variables import Variable, new_instance_variables
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from armvm.instance.lock import HolderKind
 from armvm.instance.store import Instance

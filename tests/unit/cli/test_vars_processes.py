@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from armvm.firmware.variables import first_boot_variables, new_instance_variables
+from armvm.firmware.first_boot import first_boot_variables
+from armvm.firmware.variables import new_instance_variables
 from armvm.firmware.varstore import READ_BYTES, parse_store
 from armvm.instance.store import Instance
 from armvm.instance.variables import read_variables

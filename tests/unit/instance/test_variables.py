@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from armvm.errors import BusyError, InputError, MissingError, OutputError, UsageError
+from armvm.firmware.first_boot import first_boot_variables
 from armvm.firmware.variables import (
     FLASH_SIZE_BYTES,
     Variable,
     VariableStore,
-    first_boot_variables,
     new_instance_variables,
     with_variable,
     without_variable,
