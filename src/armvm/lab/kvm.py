@@ -46,7 +46,7 @@ class KvmHost:
 
     def arguments(self, files: HostFiles) -> tuple[str, ...]:
         """The kernel is started directly, at EL2."""
-        append = "console=ttyAMA0 rdinit=/init quiet panic=-1 mitigations=off"
+        append = "console=ttyAMA0 rdinit=/init quiet panic=-1 nokaslr kpti=off mitigations=off"
         return ("-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", append)
 
     def problems(self, request: GuestRequest) -> tuple[str, ...]:
