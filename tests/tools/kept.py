@@ -17,18 +17,21 @@ from armvm.instance.store import Instance, find
 from armvm.machine.definition import Machine
 from tools.machines import machine_of
 
+_EDK2 = bytes(0x28) + b"_FVH" + bytes(100)
+"""As much of a firmware as tells that it is EDK2."""
 
-def kept_instance(folder: Path, name: str = "web", machine: Machine | None = None) -> Instance:
-    """An instance below $ARMVM_HOME, on an image of 1 MiB in ``folder``."""
+
+def kept_instance(folder: Path, name: str = "web", machine: Machine | None = None, *, code: bytes = _EDK2) -> Instance:
+    """An instance below $ARMVM_HOME, on an image of 1 MiB in ``folder``; ``code`` is its firmware."""
     image = folder / "image.raw"
     image.write_bytes(bytes(1 << 20))
     machine = machine or machine_of(disk=image)
-    code = folder / "code.fd"
-    code.write_bytes(bytes(0x28) + b"_FVH" + bytes(100))
+    code_file = folder / "code.fd"
+    code_file.write_bytes(code)
     instance = find(name)
-    firmware = replace(machine.firmware, code=code)
+    firmware = replace(machine.firmware, code=code_file)
     with open_disk(image) as disk:
-        create(instance, replace(machine, firmware=firmware), disk, firmware_file=code)
+        create(instance, replace(machine, firmware=firmware), disk, firmware_file=code_file)
     return instance
 
 

@@ -6,14 +6,14 @@ place: whoever is killed in between leaves the old store, and what the next comm
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from armvm.disk.detect import open_disk
 from armvm.disk.storage import Disk
-from armvm.errors import InputError
+from armvm.errors import InputError, MissingError, UsageError
 from armvm.firmware.variables import FLASH_SIZE_BYTES, VariableStore
 from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store, serialise_store
 from armvm.instance.snapshots import require_settled
@@ -43,9 +43,10 @@ class Edit:
 def read_variables(instance: Instance) -> VariableStore:
     """The instance's store.
 
-    Raises InputError when it cannot be read, UsageError when there is no such instance, BusyError when it runs.
+    Raises InputError when it cannot be read, UsageError when there is no such instance or its firmware keeps no
+    variables there, BusyError when it runs.
     """
-    with instance.locked(wait_seconds=WAIT_SECONDS), _open(instance.variables) as flash:
+    with _held(instance), _open(instance.variables) as flash:
         return _parse(flash, instance.variables)
 
 
@@ -63,7 +64,7 @@ def edit_variables(
     Raises what ``read_variables`` and ``change`` raise, InputError when the instance is about to go back to a snapshot
     (see ``snapshots.require_settled``), which would undo it, and OutputError when it cannot be written.
     """
-    with instance.locked(wait_seconds=WAIT_SECONDS), _open(instance.variables) as flash:
+    with _held(instance), _open(instance.variables) as flash:
         require_settled(instance)
         before = _parse(flash, instance.variables)
         edit = Edit(before, change(before))
@@ -80,11 +81,11 @@ def edit_variables(
 def reset_variables(instance: Instance, *, dry_run: bool = False) -> Edit:
     """Give the instance the store of a new one, whatever state its own is in.
 
-    Raises UsageError when there is no such instance, BusyError when it runs, InputError when its definition is broken
-    or it is about to go back to a snapshot, MissingError when its firmware is gone, OutputError when it cannot be
-    written.
+    Raises UsageError when there is no such instance or its firmware keeps no variables there, BusyError when it runs,
+    InputError when its definition is broken or it is about to go back to a snapshot, MissingError when its firmware is
+    gone, OutputError when it cannot be written.
     """
-    with instance.locked(wait_seconds=WAIT_SECONDS):
+    with _held(instance):
         require_settled(instance)
         before: VariableStore | None = None
         with suppress(InputError), _open(instance.variables) as flash:
@@ -115,6 +116,21 @@ def read_store_file(path: Path) -> VariableStore:
     """
     with open_disk(path, sector_size=512) as flash:
         return _parse(flash, path)
+
+
+@contextmanager
+def _held(instance: Instance) -> Iterator[None]:
+    """Hold an instance that has a store; one whose definition cannot be read just now may have."""
+    with instance.locked(wait_seconds=WAIT_SECONDS):
+        firmware = None
+        with suppress(InputError, MissingError):
+            firmware = instance.definition().machine.firmware
+        if firmware is not None and not firmware.keeps_variables:
+            raise UsageError(
+                f"the firmware of {instance.name} keeps no variables with the machine: {firmware.code}",
+                hint="U-Boot keeps them in the file ubootefi.var on the EFI system partition of the disk",
+            )
+        yield
 
 
 def _open(path: Path) -> Disk:

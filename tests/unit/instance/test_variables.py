@@ -59,6 +59,21 @@ def test_what_stands_behind_the_store_is_kept(web: Instance, tmp_path: Path) -> 
     assert [one.name for one in parse_store(raw).variables] == ["a", "Timeout"]
 
 
+def test_firmware_that_keeps_no_variables_has_none_to_edit(tmp_path: Path) -> None:
+    """U-Boot would never see them."""
+    machine = machine_of(disk=tmp_path / "image.raw")
+    boot = kept_instance(tmp_path, "boot", machine, code=b"U-Boot".ljust(4096, b"\0"))
+    before = boot.variables.read_bytes()
+    for attempt in (read_variables, lambda one: edit_variables(one, set_timeout), reset_variables):
+        with pytest.raises(UsageError, match="firmware of boot keeps no variables") as caught:
+            attempt(boot)
+        assert "ubootefi.var" in str(caught.value.hint)
+    assert boot.variables.read_bytes() == before
+    # Without its firmware nothing is known of it; the store can still be seen to.
+    (tmp_path / "code.fd").unlink()
+    assert read_variables(boot).variables == NEW
+
+
 def test_what_changes_nothing_writes_nothing(web: Instance) -> None:
     before = web.variables.stat()
     assert not edit_variables(web, lambda store: store).changes
