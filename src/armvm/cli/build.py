@@ -138,13 +138,14 @@ def execute(options: argparse.Namespace) -> int:
     """Carry it out."""
     from armvm.cli.terminal import notes, steps
     from armvm.image.build import build_image
+    from armvm.machine.terminal import ending_on_signals
 
     output: Path = options.output
     if output.exists() and not options.force:
         raise OutputError(f"{output} is already there", hint="--force replaces it")
     require_no_instances(output, options, what="replaced")
     distribution, fields = _wanted(options)
-    with steps(quiet=options.quiet) as progress:
+    with ending_on_signals(), steps(quiet=options.quiet) as progress:
         if distribution is not None:
             from armvm.distribution.build import build_distribution
 

@@ -76,11 +76,13 @@ def execute(options: argparse.Namespace) -> int:
     from armvm.cli.terminal import steps
     from armvm.disk.detect import open_disk
     from armvm.image.convert import convert_image
+    from armvm.machine.terminal import ending_on_signals
 
     output, reshape = _format(options), _reshape(options)
     if options.force:
         require_no_instances(options.output, options, what="replaced")
     with (
+        ending_on_signals(),
         open_disk(options.input, allow_backing_files=options.allow_backing_files) as source,
         steps(quiet=options.quiet) as progress,
     ):
