@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -55,12 +56,16 @@ _FORMAT = 1
 """Goes into the key: to be raised when the build below changes."""
 _ARCHITECTURES = {ExecutionState.AARCH64: "AARCH64", ExecutionState.AARCH32: "ARM"}
 _COMPILERS = {ExecutionState.AARCH64: "aarch64-linux-gnu-gcc", ExecutionState.AARCH32: "arm-linux-gnueabi-gcc"}
-_TOOLS = ("gcc", "g++", "make", "patch", "bash", "python3")
-"""What builds EDK2's own tools; the cross compiler and the header of libuuid come besides."""
+_TOOLS = ("gcc", "g++", "make", "patch", "bash", "python3", "iasl")
+"""What builds EDK2's own tools, and its tables for ACPI; the cross compiler and the header of libuuid come besides."""
 _UUID = "uuid-headers"
 _TOOLCHAIN = "GCC49"
 """EDK2's word for any newer GCC without link-time optimisation."""
 _TIMEOUT_SECONDS = 3600.0
+_CAUSE = re.compile(r"\b(?:fatal )?error: |: not found$|No such file or directory$", re.IGNORECASE)
+"""What compilers, the shell and make say when something is wrong; a command line with -Werror in it says nothing."""
+_CONSEQUENCE = re.compile(r"\*\*\* |: error ", re.IGNORECASE)
+"""What make and EDK2's build say when something was."""
 _MOST_MEMBERS = 50_000
 _MOST_UNPACKED_BYTES = 512 * MIB
 _LEAST_FIRMWARE_BYTES, _MOST_FIRMWARE_BYTES = MIB, 16 * MIB
@@ -197,15 +202,16 @@ def _build(state: ExecutionState, tree: Path) -> bytes:
     architecture = _ARCHITECTURES[state]
     arguments = ["-n", jobs, "-a", architecture, "-t", _TOOLCHAIN, "-b", "RELEASE", "-p", "ArmVirtPkg/ArmVirtXen.dsc"]
     program = str(tools / "BinWrappers/PosixLike/build")
-    try:
-        run(program, arguments, timeout_seconds=_TIMEOUT_SECONDS, env=_environment(state, tree))
-    except ProgramError as error:
+    done = run(program, arguments, timeout_seconds=_TIMEOUT_SECONDS, env=_environment(state, tree), check=False)
+    if done.returncode:
+        # What the compilers and make had to say, it passes on to its standard output.
+        said = f"{done.stdout.decode(errors='replace')}\n{done.stderr}"
         raise ProgramError(
-            f"EDK2's build failed: {_telling(error.stderr.splitlines())}",
+            f"EDK2's build failed: {_telling(said.splitlines())}",
             program="build",
-            stderr=error.stderr,
-            returncode=error.returncode,
-        ) from error
+            stderr=said,
+            returncode=done.returncode,
+        )
     output = tree / "Build" / f"ArmVirtXen-{architecture}" / f"RELEASE_{_TOOLCHAIN}" / "FV" / "XEN_EFI.fd"
     return checked_firmware(output.read_bytes(), state, name="EDK2's build")
 
@@ -226,9 +232,9 @@ def _environment(state: ExecutionState, tree: Path) -> Mapping[str, str]:
 
 def _telling(lines: Iterable[str]) -> str:
     """The line of a build's words that says what went wrong."""
-    kept = [line for line in lines if line.strip()]
-    wrong = [line for line in kept if "error" in line.lower()]
-    return printable((wrong or kept or ["it said nothing"])[0].strip()[:300])
+    kept = [line.strip() for line in lines if line.strip()]
+    wrong = [line for line in kept if _CAUSE.search(line)] or [line for line in kept if _CONSEQUENCE.search(line)]
+    return printable((wrong or kept[-1:] or ["it said nothing"])[0][:300])
 
 
 def checked_firmware(content: bytes, state: ExecutionState, *, name: str) -> bytes:

@@ -113,7 +113,12 @@ def test_what_is_built_is_looked_at(state: ExecutionState) -> None:
 
 
 def test_the_line_of_a_build_that_tells() -> None:
-    assert xen_firmware._telling(["a", "b.c:1: error: no \x1b", "make: Error 1"]) == "b.c:1: error: no \\x1b"
+    command = '"gcc" -Wall -Werror -Wno-error=x -c b.c'
+    lines = [command, "b.c:1: error: no \x1b", "make: *** [b.o] Error 1", " : error 7000: Failed to execute command"]
+    assert xen_firmware._telling(lines) == "b.c:1: error: no \\x1b"
+    assert xen_firmware._telling(['"iasl" -p x', "/bin/sh: 1: iasl: not found", lines[2]]).endswith("iasl: not found")
+    assert xen_firmware._telling([command, *lines[2:]]) == lines[2]
+    assert xen_firmware._telling([command]) == command
     assert xen_firmware._telling([]) == "it said nothing"
 
 
