@@ -7,11 +7,12 @@ all below that plain files: no edited or exchanged file leads the guest to somet
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from armvm.disk.qcow2_header import MAX_CLUSTER_SIZE, Qcow2Header, parse_header
 from armvm.errors import InputError
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance.definition import BackingImage, Definition, LowerImage
 from armvm.machine.definition import disk_names
 from armvm.printable import printable
 
@@ -28,7 +29,8 @@ def check_chain(definition: Definition) -> None:
         image = definition.image(name)
         _check_disk(disk.path, disk.format, image)
         if image is not None:
-            _follow(image.path, image.format)
+            for _ in _follow(image.path, image.format):
+                pass
 
 
 def image_under(path: Path, form: str, disk: str) -> BackingImage | None:
@@ -40,9 +42,16 @@ def image_under(path: Path, form: str, disk: str) -> BackingImage | None:
     if header is None or header.backing_file is None:
         return None
     under, form = _below(path, header)
-    _follow(under, form)
-    status = under.stat()
-    return BackingImage(disk, under, form, status.st_size, status.st_mtime_ns)
+    return record_image(under, form, disk)
+
+
+def record_image(path: Path, form: str, disk: str) -> BackingImage:
+    """The image at ``path`` and those that it stands on, as they are now, to be recorded under the disk of that name.
+
+    Raises InputError when one of them cannot be read, or is no plain file.
+    """
+    top, *below = (LowerImage(one, *_age(one)) for one in (path, *_follow(path, form)))
+    return BackingImage(disk, top.path, form, top.size_bytes, top.modified_ns, tuple(below))
 
 
 def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
@@ -73,14 +82,15 @@ def _check_disk(path: Path, form: str, image: BackingImage | None) -> None:
         )
 
 
-def _follow(path: Path, form: str) -> None:
-    """See where an image leads: a user's own may stand on others."""
+def _follow(path: Path, form: str) -> Iterator[Path]:
+    """The images that an image leads to: a user's own may stand on others."""
     first = path
     for _ in range(_MOST_CHAIN):
         header = _header(path, form)
         if header is None or header.backing_file is None:
             return
         path, form = _below(path, header)
+        yield path
     raise InputError(f"stands on more than {_MOST_CHAIN} images", subject=str(first))
 
 
@@ -117,6 +127,15 @@ def _header(path: Path, form: str) -> Qcow2Header | None:
             hint=f"qemu-img check -r all {path} brings it up to date",
         )
     return header
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """By what a change of a file is known: its size in bytes, and when it was last written to, in nanoseconds."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", subject=str(path)) from error
+    return status.st_size, status.st_mtime_ns
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from armvm.disk.storage import Disk
-from armvm.errors import InputError, UsageError
+from armvm.errors import UsageError
 from armvm.instance import dependants, events, machine_toml
 from armvm.instance.addresses import addressed
 from armvm.instance.beside import appearing
@@ -105,7 +105,7 @@ def _check(instance: Instance, machine: Machine, disk: Disk, wishes: Wishes) -> 
 
 def _defined(instance: Instance, machine: Machine, wishes: Wishes, firmware_file: Path | None) -> Definition:
     """The definition, as it is once the folder has its name."""
-    from armvm.instance import cloud_init, seed
+    from armvm.instance import chain, cloud_init, seed
 
     first, *more = machine.disks
     images: tuple[BackingImage, ...] = ()
@@ -114,12 +114,7 @@ def _defined(instance: Instance, machine: Machine, wishes: Wishes, firmware_file
     else:
         own = replace(first, path=instance.disk, format="qcow2", writes=Writes.KEPT)
     if wishes.storage is Storage.OVERLAY:
-        image = first.path.absolute()
-        try:
-            status = image.stat()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", subject=str(image)) from error
-        images = (BackingImage(first.name or "disk0", image, first.format, status.st_size, status.st_mtime_ns),)
+        images = (chain.record_image(first.path.absolute(), first.format, first.name or "disk0"),)
     disks: list[DiskDevice] = [own, *(replace(one, path=one.path.absolute()) for one in more)]
     wanted = wishes.cloud_init
     if wanted is not None:

@@ -9,14 +9,27 @@ from armvm.machine.definition import Machine
 
 
 @dataclass(frozen=True, slots=True)
+class LowerImage:
+    """An image that another image stands on, as it was when an instance was made on that."""
+
+    path: Path
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class BackingImage:
-    """The image under the disk ``disk`` of an instance (its name), as it was when the instance was made."""
+    """The image under the disk ``disk`` of an instance (its name), as it was when the instance was made.
+
+    ``below`` is what the image itself stands on, the next one first.
+    """
 
     disk: str
     path: Path
     format: str
     size_bytes: int
     modified_ns: int
+    below: tuple[LowerImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

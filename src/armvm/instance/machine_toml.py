@@ -14,7 +14,7 @@ from typing import Any
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.firmware.discovery import find_firmware
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance.definition import BackingImage, Definition, LowerImage
 from armvm.instance.toml_fields import Source
 from armvm.instance.toml_schema import FORMAT, NIC_KINDS, Said, read_said
 from armvm.machine.definition import DEFAULT_MEMORY_BYTES, Machine, disk_names, nic_names
@@ -126,7 +126,9 @@ def _tables(definition: Definition) -> Iterator[tuple[str, Pairs]]:
         yield "[[disks]]", _changed(disk, name, {"path", "format", "sector_size", "writes"})
         image = definition.image(name)
         if image is not None:
-            yield "[disks.image]", _image(image)
+            yield "[disks.image]", _attributes(image, "path", "format", "size_bytes", "modified_ns")
+            for lower in image.below:
+                yield "[[disks.image.below]]", _attributes(lower, "path", "size_bytes", "modified_ns")
     for name, nic in zip(nic_names(machine), machine.nics, strict=True):
         yield "[[nics]]", _nic(nic, name)
     for share in machine.shares:
@@ -146,9 +148,9 @@ def _changed(device: DiskDevice | Nic | SharedFolder | Graphics, name: str | Non
             yield field.name, value
 
 
-def _image(image: BackingImage) -> Pairs:
-    for key in ("path", "format", "size_bytes", "modified_ns"):
-        yield key, getattr(image, key)
+def _attributes(image: BackingImage | LowerImage, *names: str) -> Pairs:
+    for name in names:
+        yield name, getattr(image, name)
 
 
 def _nic(nic: Nic, name: str) -> Pairs:

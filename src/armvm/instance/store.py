@@ -29,7 +29,7 @@ from armvm.instance import lock
 from armvm.instance.lock import Holder, HolderKind, Lock
 
 if TYPE_CHECKING:
-    from armvm.instance.definition import BackingImage, Definition
+    from armvm.instance.definition import BackingImage, Definition, LowerImage
     from armvm.machine.definition import Machine
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -175,14 +175,18 @@ def every() -> tuple[Instance, ...]:
 
 
 def require_unchanged(name: str, image: BackingImage) -> None:
-    """Raise InputError when ``image``, under instance ``name``, is gone or no longer what it was."""
-    try:
-        status = image.path.stat()
-    except OSError as error:
-        raise InputError(f"the image of instance {name} is gone: {error.strerror}", subject=str(image.path)) from error
-    if (status.st_size, status.st_mtime_ns) != (image.size_bytes, image.modified_ns):
-        raise InputError(
-            f"the image has changed since instance {name} was made on it",
-            subject=str(image.path),
-            hint="what the instance wrote belongs to the image as it was: put that back, or make another instance",
-        )
+    """Raise InputError when ``image``, under instance ``name``, or one below it is gone or no longer what it was."""
+    images: tuple[BackingImage | LowerImage, ...] = (image, *image.below)
+    for one in images:
+        try:
+            status = one.path.stat()
+        except OSError as error:
+            raise InputError(
+                f"the image of instance {name} is gone: {error.strerror}", subject=str(one.path)
+            ) from error
+        if (status.st_size, status.st_mtime_ns) != (one.size_bytes, one.modified_ns):
+            raise InputError(
+                f"the image has changed since instance {name} was made on it",
+                subject=str(one.path),
+                hint="what the instance wrote belongs to the image as it was: put that back, or make another instance",
+            )

@@ -171,4 +171,6 @@ def _forward(value: Any) -> tuple[int, int]:
 def _images(folder: Path, disks: list[dict[str, Any]]) -> Iterator[Path]:
     for disk in disks:
         if "image" in disk:
-            yield folder / str(disk["image"]["path"])
+            image = disk["image"]
+            for one in (image, *image.get("below", ())):
+                yield folder / str(one["path"])

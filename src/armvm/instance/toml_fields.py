@@ -66,11 +66,14 @@ def read_table(source: Source, table: Table, content: Any, readers: Mapping[str,
     return values
 
 
-def read_tables(source: Source, name: str, content: Any, readers: Mapping[str, Reader]) -> list[dict[str, Any]]:
-    """The values of every element of the array of tables ``name``."""
+def read_tables(
+    source: Source, name: str, content: Any, readers: Mapping[str, Reader], *, within: Table = ()
+) -> list[dict[str, Any]]:
+    """The values of every element of the array of tables ``name``, which stands in the table ``within``."""
     if not isinstance(content, list):
-        source.fail(f"{name} is {_kind(content)}, and should be tables, each under [[{name}]]", (), name)
-    return [read_table(source, (name, index), each, readers) for index, each in enumerate(content)]
+        header = ".".join(word for word in (*within, name) if isinstance(word, str))
+        source.fail(f"{name} is {_kind(content)}, and should be tables, each under [[{header}]]", within, name)
+    return [read_table(source, (*within, name, index), each, readers) for index, each in enumerate(content)]
 
 
 def shown_table(table: Table) -> str:

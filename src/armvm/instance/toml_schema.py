@@ -16,7 +16,7 @@ from typing import Any
 
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
-from armvm.instance.definition import BackingImage
+from armvm.instance.definition import BackingImage, LowerImage
 from armvm.instance.toml_fields import (
     Reader,
     Source,
@@ -88,6 +88,7 @@ _HOST_INTERFACE = text(15, like=re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), examp
 _TAG = text(31, like=re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"), example='"work"')
 _PORT = integer(0, MOST_HOTPLUG_PORTS - 1)
 _IMAGE_SIZE = integer(0, 1 << 62)
+_MODIFIED = integer(-(1 << 62), 1 << 62)
 _FORWARD = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
 _MOST_FORWARDS = 256
 _DEEP_KEY = re.compile(
@@ -252,11 +253,21 @@ class _Schema:
             "path": self.path,
             "format": word(*DISK_FORMATS),
             "size_bytes": _IMAGE_SIZE,
-            "modified_ns": integer(-(1 << 62), 1 << 62),
+            "modified_ns": _MODIFIED,
+            "below": table,
         }
         values = read_table(self.source, where, content, readers)
-        self._require(values, where, *readers)
+        self._require(values, where, "path", "format", "size_bytes", "modified_ns")
+        values["below"] = self._lower(values.get("below", []), where)
         return BackingImage(disk, **values)
+
+    def _lower(self, content: Any, where: tuple[str | int, ...]) -> tuple[LowerImage, ...]:
+        readers = {"path": self.path, "size_bytes": _IMAGE_SIZE, "modified_ns": _MODIFIED}
+        lower = []
+        for index, values in enumerate(read_tables(self.source, "below", content, readers, within=where)):
+            self._require(values, (*where, "below", index), *readers)
+            lower.append(LowerImage(**values))
+        return tuple(lower)
 
     def _nics(self, content: Any) -> tuple[Nic, ...]:
         readers = {

@@ -8,7 +8,7 @@ import pytest
 
 from armvm.errors import InputError
 from armvm.instance.chain import check_chain, image_under
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance.definition import BackingImage, Definition, LowerImage
 from armvm.machine.definition import DiskDevice, Writes
 from tools.machines import machine_of
 
@@ -61,6 +61,7 @@ def test_an_image_leads_to_plain_files_only(tmp_path: Path, image: Path) -> None
     found = image_under(top, "qcow2", "data")
     assert found is not None
     assert (found.disk, found.path, found.format, found.size_bytes) == ("data", middle, "qcow2", middle.stat().st_size)
+    assert found.below == (LowerImage(image, 1 << 20, image.stat().st_mtime_ns),)
     subprocess.run(
         ["qemu-img", "rebase", "-u", "-b", "nbd://127.0.0.1/x", "-F", "raw", str(middle)], check=True, timeout=60
     )

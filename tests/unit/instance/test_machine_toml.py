@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from armvm.errors import InputError
 from armvm.execution import ExecutionState
 from armvm.instance import machine_toml
-from armvm.instance.definition import BackingImage, Definition
+from armvm.instance.definition import BackingImage, Definition, LowerImage
 from armvm.instance.toml_places import line_of
 from armvm.machine.accelerators import AcceleratorKind
 from armvm.machine.definition import Machine, VariablesFile, disk_names, nic_names
@@ -110,7 +110,9 @@ def parsed(text: str) -> Definition:
 @settings(max_examples=40, deadline=None)
 @given(MACHINES, st.none() | PATHS, st.none() | TEXT)
 def test_what_is_written_is_what_is_read(machine: Machine, firmware_file: Path | None, user: str | None) -> None:
-    image = BackingImage(disk_names(machine)[0], Path("/images/a.raw"), "raw", 1 << 40, 1_700_000_000_123_456_789)
+    below = tuple(LowerImage(Path(f"/images/{name}"), 1, -2) for name in ("b", "c"))
+    age = 1_700_000_000_123_456_789
+    image = BackingImage(disk_names(machine)[0], Path("/images/a.raw"), "raw", 1 << 40, age, below)
     definition = Definition(machine, (image,), firmware_file, user, "id-1")
     content = machine_toml.serialise(definition, FOLDER)
     assert machine_toml.parse(content.decode(), FILE) == definition
@@ -237,6 +239,13 @@ end = 0
         ('serial = "x"', "sector_size = 520", 16, "sector_size should be 512 or 4096"),
         ("size_bytes = 1", "", 8, "the key size_bytes is missing in [disks.image] of [[disks]] number 1"),
         ("size_bytes = 1", 'size_bytes = "1"', 11, "size_bytes is a text"),
+        ("size_bytes = 1", "size_bytes = 1\nbelow = 3", 12, "below is a number, and should be tables, each under"),
+        (
+            "modified_ns = 1",
+            'modified_ns = 1\n[[disks.image.below]]\npath = "x"\nsize_bytes = 1\nmodified_ns = true',
+            16,
+            "modified_ns is true or false, and should be a number",
+        ),
         ('kind = "link"', 'kind = "lnk"', 18, 'kind is "lnk", and should be one of "user", "tap", "bridge", "link"'),
         (
             'kind = "link"',

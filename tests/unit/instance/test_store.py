@@ -13,6 +13,7 @@ import pytest
 from armvm.disk.detect import open_disk
 from armvm.errors import BusyError, InputError, OutputError, UsageError
 from armvm.execution import ExecutionState
+from armvm.instance import dependants
 from armvm.instance import machine_toml as machine_file
 from armvm.instance import store as instances
 from armvm.instance.create import create
@@ -179,6 +180,33 @@ def test_a_changed_image_is_refused(image: Path) -> None:
     os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
     instance.machine()
     image.unlink()
+    with pytest.raises(InputError, match="the image of instance web is gone"):
+        instance.machine()
+
+
+def test_a_change_far_below_is_refused_and_asked_about(image: Path, tmp_path: Path) -> None:
+    """The image that the user gave stands on another one, and that on a third."""
+    base, middle, top = tmp_path / "base.raw", tmp_path / "middle.qcow2", tmp_path / "top.qcow2"
+    image.rename(base)
+    for path, under, form in ((middle, base, "raw"), (top, middle, "qcow2")):
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", under.name, "-F", form, str(path)]
+        subprocess.run(command, check=True, timeout=60, cwd=tmp_path)
+    machine = machine_of(disk=top)
+    instance = instances.find("web")
+    with open_disk(top, allow_backing_files=True) as disk:
+        made = create(instance, replace(machine, disks=(DiskDevice(top, "qcow2"),)), disk)
+    assert [one.path for one in made.images[0].below] == [middle, base]
+    assert instance.definition().images == made.images
+    instance.machine()
+    for path in (middle, base):
+        assert dependants.of(path) == ("web",), "who would replace it is told"
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        with pytest.raises(InputError, match="has changed since instance web was made") as caught:
+            instance.machine()
+        assert caught.value.subject == str(path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    base.unlink()
     with pytest.raises(InputError, match="the image of instance web is gone"):
         instance.machine()
 
