@@ -51,6 +51,7 @@ _VERSION_OPTION: dict[str, str | None] = {
     "ssh-keygen": None,
     "openssl": "version",
     "qemu-bridge-helper": None,
+    "iasl": "-v",
 }
 _ROOT = Path("/")
 
