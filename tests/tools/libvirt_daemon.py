@@ -29,7 +29,7 @@ def libvirt_daemon() -> Iterator[str]:
         as_user = ["unshare", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
         daemons: list[subprocess.Popen[bytes]] = []
         try:
-            for program, options in (("virtlogd", []), ("libvirtd", ["--timeout", "600"])):
+            for program, options in (("virtlogd", []), ("libvirtd", ["--timeout", "7200"])):
                 with Path(folder, f"{program}.log").open("wb") as log:
                     daemons.append(
                         subprocess.Popen(
