@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from armvm.firmware.variables import (
     new_instance_variables,
     with_variable,
 )
-from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store, serialise_store
+from armvm.firmware.varstore import READ_BYTES, new_instance_store, parse_store, serialise_store, was_cut_off
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from tools import varstores
 from tools.varstores import AREA, OWN_VENDOR, Raw, flash, journal, variable_area
@@ -41,15 +42,11 @@ class Booted:
     raw: bytes
 
 
-def boot(
-    tmp_path: Path,
-    content: bytes,
-    *,
-    state: ExecutionState = ExecutionState.AARCH64,
-    firmware: Firmware | None = None,
-    until: Callable[[VariableStore], bool] | None = None,
-) -> Booted:
-    """Start an empty machine on ``content`` and kill it when EDK2 has written its boot order, and ``until`` holds."""
+@contextmanager
+def running(
+    tmp_path: Path, content: bytes, *, state: ExecutionState, firmware: Firmware | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """An empty machine on ``content``, which is killed at the end of the block, and the file that its flash is."""
     firmware = firmware or find_firmware(state)
     path = tmp_path / "vars.fd"
     with path.open("wb") as file:
@@ -63,20 +60,33 @@ def boot(
     cpu = "cortex-a72" if state is ExecutionState.AARCH64 else "cortex-a15"
     argv = [EMULATORS[state], "-M", "virt,acpi=off", "-cpu", cpu, "-m", "256", "-net", "none", "-display", "none"]
     argv += ["-serial", "null", "-monitor", "none", *code, "-drive", f"if=pflash,unit=1,format=raw,file={path}"]
-    deadline = time.monotonic() + DEADLINE_SECONDS
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as machine:
         try:
-            while time.monotonic() < deadline and machine.poll() is None:
-                time.sleep(0.1)
-                raw = path.read_bytes()[:READ_BYTES]
-                try:
-                    store = parse_store(raw)
-                except InputError:
-                    continue  # in the middle of a rewrite
-                if store.find("BootOrder") and store.find("Boot0001") and (until is None or until(store)):
-                    return Booted(store, raw)
+            yield machine, path
         finally:
             machine.kill()
+
+
+def boot(
+    tmp_path: Path,
+    content: bytes,
+    *,
+    state: ExecutionState = ExecutionState.AARCH64,
+    firmware: Firmware | None = None,
+    until: Callable[[VariableStore], bool] | None = None,
+) -> Booted:
+    """Start an empty machine on ``content`` and kill it when EDK2 has written its boot order, and ``until`` holds."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with running(tmp_path, content, state=state, firmware=firmware) as (machine, path):
+        while time.monotonic() < deadline and machine.poll() is None:
+            time.sleep(0.1)
+            raw = path.read_bytes()[:READ_BYTES]
+            try:
+                store = parse_store(raw)
+            except InputError:
+                continue  # in the middle of a rewrite
+            if store.find("BootOrder") and store.find("Boot0001") and (until is None or until(store)):
+                return Booted(store, raw)
     raise AssertionError(f"EDK2 wrote no boot order in {DEADLINE_SECONDS} s: {parse_store(raw)}")
 
 
@@ -112,6 +122,33 @@ def test_edk2_formats_a_blank_flash_as_we_do(tmp_path: Path) -> None:
     assert after.raw[AREA : 2 * AREA] == ours[AREA : 2 * AREA]
     assert after.raw[2 * AREA : 3 * AREA] == ours[2 * AREA : 3 * AREA]
     assert after.store.problems == ()
+
+
+def test_what_a_kill_in_the_middle_of_a_write_leaves(tmp_path: Path) -> None:
+    """Killed as soon as a variable that was there is not: EDK2 has erased the block, or is writing it again."""
+    content = serialise_store([*new_instance_variables(), OWN])
+    name = OWN.name.encode("utf-16-le")
+    for _ in range(20):
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        with running(tmp_path, content, state=ExecutionState.AARCH64) as (machine, path), path.open("rb") as file:
+            start = b""
+            while not start or (name in start and b"B\0o\0o\0t\0O\0r\0d\0e\0r" not in start):
+                assert time.monotonic() < deadline
+                assert machine.poll() is None
+                file.seek(0)
+                start = file.read(8192)
+        now = path.read_bytes()[:READ_BYTES]
+        if name in now[:8192]:  # it was quicker, or is a later EDK2, which does not erase: nothing is lost
+            assert not was_cut_off(content, now)
+            assert parse_store(now).find(OWN.name, OWN.vendor) == OWN
+            if b"B\0o\0o\0t\0O\0r\0d\0e\0r" in start:
+                return
+        else:
+            assert was_cut_off(content, now)
+            # The firmware has nothing to go by any more: this is a loss.
+            assert boot(tmp_path, now).store.find(OWN.name, OWN.vendor) is None
+            return
+    raise AssertionError("twenty times the kill came too late")
 
 
 def test_a_wrong_store_is_thrown_away(tmp_path: Path) -> None:

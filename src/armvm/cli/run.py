@@ -155,6 +155,7 @@ def _from_image(options: argparse.Namespace, reading: ExitStack) -> tuple[Machin
 
 def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machine, tuple[int, ...], ConsoleLog | None]:
     """The machine of the kept instance, which is made when it is not there, its lock, and its console log."""
+    from armvm.instance import safekeeping
     from armvm.instance.lock import HolderKind
     from armvm.instance.log import logging
     from armvm.instance.store import find
@@ -169,6 +170,7 @@ def _from_instance(options: argparse.Namespace, stack: ExitStack) -> tuple[Machi
     if not options.print_command:
         hold = (stack.enter_context(instance.locked(kind=HolderKind.MACHINE)).descriptor,)
         log = stack.enter_context(logging(instance.log))
+        safekeeping.keep(instance)
     machine = instance.machine()
     if options.arch not in {None, machine.state.value}:
         raise UsageError(f"instance {options.name} is an {machine.state.label} machine")

@@ -118,6 +118,29 @@ def parse_store(content: bytes, *, subject: str = "variable store") -> VariableS
     return VariableStore(variables, area_bytes=area_bytes, problems=tuple(problems[:_MOST_PROBLEMS]))
 
 
+def was_cut_off(before: bytes, now: bytes) -> bool:
+    """Whether a machine that started with the store ``before`` and left ``now`` was cut off in erasing and writing it.
+
+    In flash, bits are only cleared: a store grows, and what is there stays, until a block is erased. EDK2 does that in
+    order (what is to be there is in the spare first, and it finishes that by itself), and also in place: then the store
+    ends where the writing did. Raises InputError when ``before`` is no store.
+    """
+    area_bytes = parse_store(before).area_bytes or AREA_BYTES
+    try:
+        if not parse_store(now).formatted:
+            return True
+    except InputError:
+        return True
+    if now[area_bytes : 2 * area_bytes] != before[area_bytes : 2 * area_bytes]:
+        return False
+    had, has = (int.from_bytes(content[:area_bytes], "little") for content in (before, now))
+    erased = has & ~had
+    if not erased:
+        return False
+    first = ((erased & -erased).bit_length() - 1) // 8
+    return not now[first:area_bytes].strip(b"\xff")
+
+
 def is_store(start: bytes) -> bool:
     """Whether the first bytes of a file are those of a variable store (a blank one cannot be told)."""
     return start[0x28:0x2C] == b"_FVH" and start[0x10:0x20] == _NV_DATA_VOLUME.bytes_le

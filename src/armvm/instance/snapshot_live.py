@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from armvm.errors import ArmvmError, InputError, MachineError, UsageError
-from armvm.instance import events, snapshots
+from armvm.instance import events, safekeeping, snapshots
 from armvm.instance.running import Request, Running, Step
 from armvm.instance.snapshot_file import VARIABLES, Memory, folder_of
 from armvm.machine.accelerators import AcceleratorKind
@@ -140,6 +140,7 @@ def _load(running: Running, name: str) -> Step:
             {"tag": name, "vmstate": node_name(found.memory.disk), "devices": nodes},
             timeout_seconds=_SECONDS,
         )
+        safekeeping.keep(instance, folder_of(instance, name) / VARIABLES)
         session.qmp.execute("cont", timeout_seconds=_SECONDS)
     except MachineError as error:
         if not session.qmp.closed:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from armvm.atomic import replacing, sync_folder, write_file
 from armvm.errors import ArmvmError, InputError, OutputError, UsageError
-from armvm.instance import events, snapshot_file
+from armvm.instance import events, safekeeping, snapshot_file
 from armvm.instance.definition import Definition
 from armvm.instance.snapshot_file import DELETING, MAKING, RESTORING, TPM, VARIABLES, Snapshot, folder_of
 from armvm.instance.store import Instance
@@ -252,6 +252,7 @@ def commit(instance: Instance, snapshot: Snapshot, definition: Definition) -> No
 
 def announce(instance: Instance, name: str) -> None:
     """Say that the instance goes back to ``name``: from now on, that is what it is."""
+    safekeeping.forget(instance)  # what a machine that is given up started with is of no use any more
     write_file(instance.snapshots / RESTORING, f"{name}\n".encode(), mode=0o600)
 
 

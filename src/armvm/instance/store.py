@@ -5,6 +5,7 @@ $ARMVM_HOME or $XDG_DATA_HOME/armvm
     ├── machine.toml    what the machine is, and which images it stands on; to be read and edited by hand
     ├── disk.qcow2      what the guest wrote, over the image (further disks: NAME.qcow2)
     ├── vars.qcow2      its UEFI variables: no snapshots inside, so that it can be replaced whole
+    ├── vars.kept       the same as the machine that runs, or ran last, started with them (see ``safekeeping``)
     ├── snapshots/NAME/ machine.toml, vars.qcow2 and snapshot.toml as of then; disks and memory are inside the disks
     ├── console.log     what it said, with times (further consoles: console1.log …)
     ├── events.jsonl    what happened to it
@@ -56,6 +57,11 @@ class Instance:
     def variables(self) -> Path:
         """Its UEFI variable store."""
         return self.folder / "vars.qcow2"
+
+    @property
+    def kept_variables(self) -> Path:
+        """The store as the machine started with it; there until what the machine left has been looked at."""
+        return self.folder / "vars.kept"
 
     @property
     def snapshots(self) -> Path:
@@ -133,12 +139,19 @@ class Instance:
             yield held
 
     def _settle(self) -> None:
-        """Finish what a snapshot was at when its QEMU ended: whoever held the lock may have let go in order."""
+        """Finish what a snapshot was at when its QEMU ended, and see what became of the variables.
+
+        Whoever held the lock may have let go in order.
+        """
         with suppress(OSError):
             if any(name.startswith(".") for name in os.listdir(self.snapshots)):  # noqa: PTH208 - names alone
                 from armvm.instance.snapshots import settle
 
                 settle(self)
+        if self.kept_variables.exists():
+            from armvm.instance import safekeeping
+
+            safekeeping.settle(self)
 
     def _recover(self, crashed: Holder) -> None:
         from armvm.instance.recovery import recover

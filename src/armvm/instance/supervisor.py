@@ -50,6 +50,7 @@ def main() -> None:
 
 
 def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) -> None:
+    from armvm.instance import safekeeping
     from armvm.instance.preflight import checked
 
     lock.mark(held.descriptor, Phase.STARTING)
@@ -58,6 +59,8 @@ def _run(instance: Instance, held: Lock, options: dict[str, Any], ready: int) ->
     supervisor = Supervised(instance, definition, qemu, held)
     came_up = False
     try:
+        if snapshot is None:
+            safekeeping.keep(instance)
         supervisor.start(paused=snapshot is not None)
         if snapshot is not None:
             from armvm.instance.snapshot_live import resume

@@ -97,6 +97,18 @@ def reset_variables(instance: Instance, *, dry_run: bool = False) -> Edit:
     return edit
 
 
+def replace_store(instance: Instance, content: bytes) -> None:
+    """Make ``content`` the start of the instance's flash, whatever state that is in. Hold the lock.
+
+    Raises OutputError when it cannot be written.
+    """
+    try:
+        with _open(instance.variables) as flash:
+            _replace(instance.variables, content, flash)
+    except InputError:
+        _replace(instance.variables, content)
+
+
 def new_store(machine: Machine) -> bytes:
     """The start of the flash of a new machine: with the keys that its firmware's maker ships where it has Secure Boot.
 

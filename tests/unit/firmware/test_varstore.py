@@ -19,7 +19,7 @@ from armvm.firmware.variables import (
     with_variable,
     without_variable,
 )
-from armvm.firmware.varstore import is_store, new_instance_store, parse_store, serialise_store
+from armvm.firmware.varstore import is_store, new_instance_store, parse_store, serialise_store, was_cut_off
 from armvm.guid import EFI_GLOBAL_VARIABLE
 from tools import varstores
 from tools.varstores import AREA, OWN_VENDOR, Raw, flash, journal, variable_area
@@ -347,3 +347,47 @@ def test_a_store_is_told_by_its_first_bytes() -> None:
     assert is_store(serialise_store([])[:64])
     assert not is_store(flash(volume=UUID(int=1))[:64])
     assert not is_store(b"")
+
+
+KEPT = flash(Raw("One", b"1" * 300), Raw("Two", b"2" * 300), Raw("Three", b"3" * 300))
+"""What a machine starts with: three records of 0x184 bytes behind headers of 0x64."""
+
+
+def left(first_area: bytes, working: bytes | None = None) -> bytes:
+    """What it leaves."""
+    return first_area.ljust(AREA, b"\xff") + (working or KEPT[AREA : 2 * AREA]) + KEPT[2 * AREA :]
+
+
+def test_a_store_that_only_grew_was_not_cut_off() -> None:
+    assert not was_cut_off(KEPT, KEPT)
+    assert not was_cut_off(KEPT, KEPT.ljust(1 << 20, b"\0")), "what stands behind is none of it"
+    replaced = (Raw("One", b"1" * 300, varstores.DELETED), Raw("Two", b"2" * 300), Raw("Three", b"3" * 300))
+    assert not was_cut_off(KEPT, flash(*replaced, Raw("One", b"another"), Raw("Four", b"4" * 3000)))
+
+
+@pytest.mark.parametrize("written", [0, 1, 0x28, 0x30, 0x47, 0x48, 0x63, 0x64, 0x80, 0x1E7, 0x1E8, 0x200, 0x300, 0x480])
+def test_a_store_that_ends_where_the_writing_did_was_cut_off(written: int) -> None:
+    assert was_cut_off(KEPT, left(KEPT[:written]))
+    grown = flash(Raw("One", b"1" * 300, varstores.DELETED), Raw("Two", b"2" * 300), Raw("Three", b"3" * 300))
+    assert was_cut_off(KEPT, left(grown[:written]))
+
+
+def test_all_that_was_kept_is_there_again() -> None:
+    used = len(KEPT[:AREA].rstrip(b"\xff"))
+    assert was_cut_off(KEPT, left(KEPT[: used - 1]))
+    assert not was_cut_off(KEPT, left(KEPT[:used]))
+
+
+def test_a_store_that_was_swept_in_order_was_not_cut_off() -> None:
+    """A record is gone and the rest moved up: EDK2 has done that through the spare, and said so in its journal."""
+    swept = variable_area(Raw("Two", b"2" * 300))
+    assert not was_cut_off(KEPT, left(swept, journal((7, 7))))
+    assert not was_cut_off(KEPT, left(swept)), "others stand where the writing would have stopped"
+    assert not was_cut_off(KEPT, left(variable_area(Raw("One", b"1" * 300)), journal((7, 7))))
+
+
+def test_a_store_that_is_none_was_cut_off() -> None:
+    for now in (b"", bytes(3 * AREA), b"\xff" * 3 * AREA, KEPT[:1000]):
+        assert was_cut_off(KEPT, now)
+    with pytest.raises(InputError):
+        was_cut_off(b"nothing", KEPT)
