@@ -191,7 +191,9 @@ class Chaos:
         self.numbers += 1
         name = f"d{self.numbers}"
         # While it runs, an EFI program is the guest, which takes no device: it is refused, and all is as before.
-        stopped = not self.runs(kept)
+        # (One whose supervisor was killed is about to be over, though its QEMU still holds the lock.)
+        holder, _ = kept.instance.holder
+        stopped = not self.runs(kept) or holder is None or not Path(f"/proc/{holder.pid}").exists()
         done = self.run(
             kept,
             "vm",
