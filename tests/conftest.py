@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,10 @@ import pytest
 
 from armvm.execution import ExecutionState
 from tools.installer import Installer, find_installer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts in the background so, and everything that is started here would be deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Armvm = Callable[..., "subprocess.CompletedProcess[str]"]
 

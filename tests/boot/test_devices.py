@@ -127,7 +127,11 @@ def test_a_guest_sees_what_its_machine_has(image: Path, blank: Callable[[str], P
             "i6300esb"
             in guest.run("ls /sys/bus/pci/drivers/i6300ESB* -d; ls /sys/bus/pci/drivers | grep -i 6300").lower()
         )
-        keyboard = guest.run("cat /sys/class/input/*/name")
+        names = "cat /sys/class/input/*/name"  # a USB device is found in its own time
+        guest.run(
+            f"for n in $(seq 100); do {names} | grep -q Tablet && {names} | grep -q Keyboard && break; sleep 0.1; done"
+        )
+        keyboard = guest.run(names)
         assert "QEMU USB Keyboard" in keyboard
         assert "QEMU USB Tablet" in keyboard
         balloon = guest.session.qmp.execute("query-balloon", {}, timeout_seconds=20)
