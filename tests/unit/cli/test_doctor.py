@@ -12,8 +12,6 @@ from armvm.firmware import discovery
 from armvm.packages import components, families
 
 CONTROL = re.compile(r"[^\x20-\x7e\n]")
-INSTALLED = [one for one in components() if not re.search("UEFI firmware of (AArch.. |)(Xen )?domains", one.purpose)]
-"""What ./test installs; what builds the firmware of Xen domains, it does for --slow only."""
 
 
 @pytest.fixture
@@ -40,14 +38,13 @@ def test_this_machine_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert not CONTROL.search(shown)
-    assert 6 < len(components()) - len(INSTALLED) < 10
     for component in components():
-        assert component.purpose in shown
-    for component in INSTALLED:
         assert f"ok      {component.name}" in shown
+        assert component.purpose in shown
     assert re.search(r"qemu-system-aarch64 +\d+\.\d+\.\d+", shown)
     assert re.search(r"mke2fs +1\.\d+", shown)
     assert "ok      tcg" in shown
+    assert "To install" not in shown
 
 
 def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,9 +52,7 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "armvm.doctor/1"
     assert document["ready"] is True
-    missing = {one["name"] for one in document["components"] if not one["present"]}
-    assert not missing & {one.name for one in INSTALLED}
-    assert (document["install_missing"] is None) == (not missing)
+    assert document["install_missing"] is None
     by_name = {one["name"]: one for one in document["components"]}
     assert set(by_name) == {component.name for component in components()}
     keys = {"name", "purpose", "required", "present", "path", "version", "trouble", "install", "firmware"}
