@@ -2,7 +2,7 @@
 
 A variable costs the firmware a rewrite of a flash block, hundreds of accesses to an emulated device: what is there
 already makes the first boot shorter. EDK2 compares before it writes, so a build that wants other values only adds its
-own. Seen to be the same in Debian's 2022.11 and 2025.02, AAVMF and AAVMF32 alike.
+own. Seen to be the same in Debian's AAVMF 2022.11 and 2025.02, and AAVMF32 2022.11.
 """
 
 from __future__ import annotations
